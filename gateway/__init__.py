@@ -1,0 +1,3 @@
+"""What lets clients in: HTTP and WebSocket routes, routing, dispatch."""
+
+DISTRIBUTION = "infermesh"

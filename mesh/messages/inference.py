@@ -1,0 +1,104 @@
+"""A request for inference and the events that answer it: the same on a link and on the worker's socket.
+
+Every request is answered by at most one `Accepted`, then any number of `Delta`, then exactly one `Done` or `Fail`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Task = Literal["chat", "completion", "embedding"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request, as the gateway accepted it; resuming it elsewhere sends the same bytes.
+
+    `messages` for the task chat (OpenAI's shape, already validated), `prompt` for completion, `inputs` for embedding.
+    `seed` is always set by the gateway: sampling is a pure function of (seed, position).
+    """
+
+    request_id: str
+    model: str
+    task: Task = "chat"
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | list[int] | None = None
+    inputs: list[str] | None = None
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: list[str] = []
+    tenant: str = "anonymous"
+    created: int = 0
+    """Unix seconds at the gateway: the chat template's clock, so that a resumed request renders the same prompt."""
+    deadline_ms: int | None = None
+    """Milliseconds left when it was sent; no two machines compare wall clocks."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts by the model's own tokenizer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Performance(msgspec.Struct, frozen=True):
+    """Where the time of one request went (contract R50)."""
+
+    prefill_time_ms: float
+    decode_time_ms: float
+    queue_time_ms: float
+    tokens_per_second: float
+    batch_size: int
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """Somebody works on it. `node` and `attempts` are filled in by dispatch, the counters by the node."""
+
+    running: int = 0
+    waiting: int = 0
+    node: str = ""
+    attempts: int = 1
+
+
+class Delta(msgspec.Struct, frozen=True, tag="delta"):
+    """New output of one choice. `offset` is the index of the first of `token_ids` among the generated tokens.
+
+    `text` may be empty (held back bytes of a character) and its characters need not line up with `token_ids`.
+    """
+
+    offset: int
+    token_ids: list[int]
+    text: str
+    choice: int = 0
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The request ended well. `embeddings` only for that task: one vector per input."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    performance: Performance
+    running: int = 0
+    waiting: int = 0
+    embeddings: list[list[float]] | None = None
+
+
+class Fail(msgspec.Struct, frozen=True, tag="fail"):
+    """The request ended badly. `kind` is a name in `mesh.errors.KINDS`; the rest are that error's fields."""
+
+    kind: str
+    message: str
+    code: str
+    status: int
+    param: str | None = None
+    retry_after: float | None = None
+    running: int = 0
+    waiting: int = 0
+
+
+Event = Accepted | Delta | Done | Fail

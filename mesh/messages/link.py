@@ -1,0 +1,87 @@
+"""What two peers say to each other on a link: control messages, and requests multiplexed by small integers."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mesh.messages.inference import Event, InferenceRequest
+from mesh.messages.record import ModelState, SealedRecord
+
+
+class ModelLoad(msgspec.Struct, frozen=True):
+    """How busy one model of a node is. Rates in tokens per second as measured, 0 = not measured yet."""
+
+    state: ModelState
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    prefill_rate: float = 0.0
+    decode_rate: float = 0.0
+    step: int = 0
+    """Engine steps since start: it grows while the engine makes progress."""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """First message in both directions. `instance` differs at every start of the process."""
+
+    mesh: str
+    instance: str
+    record: SealedRecord
+    minor: int = 0
+    features: list[str] = []
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Instead of, or after, a hello: the link will not be. `code` for programs, `message` for the other operator."""
+
+    code: str
+    message: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """Sent every second, and at once when a model changes its state. `echo` returns the last `sent` of the other side."""
+
+    sent: float
+    echo: float | None = None
+    models: dict[str, ModelLoad] = {}
+
+
+class Records(msgspec.Struct, frozen=True, tag="records"):
+    """Peer exchange: records of others, newest first, and our own when it changed."""
+
+    records: list[SealedRecord]
+
+
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """The sender leaves the mesh: no new requests; those under way still finish."""
+
+    reason: str = ""
+
+
+class Open(msgspec.Struct, frozen=True, tag="open"):
+    """Start a request under a number that the opener has not in use."""
+
+    stream: int
+    request: InferenceRequest
+
+
+class Emit(msgspec.Struct, frozen=True, tag="emit"):
+    """One event of an opened request. `Done` and `Fail` free the number."""
+
+    stream: int
+    event: Event
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """The opener lost interest. The other side stops and sends nothing more for this number."""
+
+    stream: int
+
+
+class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
+    """The answer to a message kind that the receiver does not know; it was ignored."""
+
+    kind: str
+
+
+LinkMessage = Hello | Refused | Heartbeat | Records | Leave | Open | Emit | Cancel | Unknown

@@ -1,0 +1,48 @@
+"""The one shape of "something that answers inference requests": a backend, a node's service, a gateway's dispatch, a test double.
+
+1. `infer` runs one request to its end. It emits at most one `Accepted`, then `Delta`s, then exactly one `Done`, and returns.
+2. It never emits `Fail`: it raises a `MeshError`, and the edge that answers somebody turns that into `Fail` or an HTTP error.
+3. Cancelling it stops the work: when it has returned or raised, nothing runs on for the request.
+4. `emit` is synchronous and never blocks: it queues. The queue's owner bounds it and cancels `infer` when the bound is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from mesh.errors import KINDS, MeshError
+from mesh.messages.inference import Event, Fail
+
+if TYPE_CHECKING:
+    from mesh.messages.inference import InferenceRequest
+
+Emit = Callable[[Event], None]
+
+
+class InferenceService(Protocol):
+    """See the head of this file for the rules."""
+
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+        """Run one request. Blocks until its terminal event; no time limit of its own. Raises MeshError."""
+        ...
+
+
+def fail_of(error: MeshError, *, running: int = 0, waiting: int = 0) -> Fail:
+    """The message that carries an error to another process."""
+    return Fail(
+        kind=type(error).__name__,
+        message=error.message,
+        code=error.code,
+        status=error.status,
+        param=error.param,
+        retry_after=error.retry_after,
+        running=running,
+        waiting=waiting,
+    )
+
+
+def error_of(fail: Fail) -> MeshError:
+    """The error that another process raised. An unknown kind becomes the root, which is never retried."""
+    kind = KINDS.get(fail.kind, MeshError)
+    return kind(fail.message, code=fail.code, param=fail.param, status=fail.status, retry_after=fail.retry_after)
