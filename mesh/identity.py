@@ -35,7 +35,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
 
 def public_key_of(peer_id: str) -> bytes:
     """The raw 32-byte public key inside a peer id. Raises ValueError when the id is not of an Ed25519 key."""
-    raw = base58.b58decode(peer_id)
+    raw: bytes = base58.b58decode(peer_id)
     if len(raw) != len(_PREFIX) + 32 or not raw.startswith(_PREFIX):
         raise ValueError(f"not an Ed25519 peer id: {peer_id[:64]!r}")
     return raw[len(_PREFIX) :]
@@ -83,9 +83,7 @@ def load_identity(path: Path) -> Identity:
     except FileNotFoundError:
         return _create(path)
     except OSError as error:
-        raise Misconfigured(
-            f"cannot read the identity file {path}: {error.strerror}; check its owner and mode"
-        ) from error
+        raise Misconfigured(f"cannot read the identity file {path}: {error.strerror}; check its owner and mode") from error
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
@@ -108,7 +106,5 @@ def _create(path: Path) -> Identity:
     except FileExistsError:
         return load_identity(path)
     except OSError as error:
-        raise Misconfigured(
-            f"cannot write the identity file {path}: {error.strerror}; choose another --state-dir"
-        ) from error
+        raise Misconfigured(f"cannot write the identity file {path}: {error.strerror}; choose another --state-dir") from error
     return identity
