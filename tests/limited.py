@@ -1,6 +1,6 @@
 """Run a command that must end: `python -m tests.limited SECONDS COMMAND...`.
 
-When the time is up, every process that the command left below it is killed, whatever group it is in, and the last lines of each log
+When the time is up, every process below the command is killed, whatever group it is in, and the last lines of each log
 file under the test run's folder (`INFERMESH_TEST_LOGS`) are printed, so that one sees who hung and at what.
 """
 
