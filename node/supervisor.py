@@ -45,8 +45,6 @@ class RestartHistory:
     """The arithmetic of a policy, without a clock."""
 
     def __init__(self, policy: RestartPolicy) -> None:
-        self.restarts = 0
-        """All of them, for people."""
         self.streak = 0
         """Deaths since the last stable run."""
         self._policy = policy
@@ -57,7 +55,6 @@ class RestartHistory:
         self.streak = 1 if ran >= policy.stable else self.streak + 1
         if self.streak > policy.limit:
             return None
-        self.restarts += 1
         if self.streak == 1:
             return 0.0
         # The exponent is bounded because a float is not: 2 ** 1100 overflows.
@@ -76,17 +73,14 @@ class Supervisor:
         self.state: ModelState = "loading"
         self.last_error: str | None = None
         self.refused = False
+        self.restarts = 0
+        """How often it was started again, ever."""
         self.settled = trio.Event()
         """Set at the first `ready` or `failed`."""
         self._name = name
         self._history = RestartHistory(policy)
         self._changed = changed
         self._ready_since: float | None = None
-
-    @property
-    def restarts(self) -> int:
-        """How often it was started again."""
-        return self._history.restarts
 
     @property
     def uptime(self) -> float:
@@ -111,6 +105,7 @@ class Supervisor:
             if delay is None:
                 return
             await trio.sleep(delay)
+            self.restarts += 1
 
     def lost(self) -> None:
         """The current life is dead, although its remains are still being cleared: tell it at once."""

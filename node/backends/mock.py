@@ -69,9 +69,9 @@ def fingerprint(prompt: str, seed: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def token_at(print_: int, position: int) -> int:
-    """The token at a position: splitmix64's finaliser, so that neighbours have nothing in common."""
-    mixed = (print_ + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
+def token_at(chosen: int, position: int) -> int:
+    """The token at a position, given a fingerprint: splitmix64's finaliser, so that neighbours have nothing in common."""
+    mixed = (chosen + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
     return ((mixed ^ (mixed >> 31)) & _MASK) % len(WORDS)

@@ -8,7 +8,10 @@ from node.cause import cause_of_death
 @pytest.mark.parametrize(
     ("lines", "part"),
     [
-        (["loading", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"], "out of memory (torch.OutOfMemoryError"),
+        (
+            ["loading", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"],
+            "out of memory (torch.OutOfMemoryError",
+        ),
         (["OSError: [Errno 98] Address already in use"], "a port is taken"),
         (["Traceback:", "ValueError: no such layer", "bye"], "exited with code 1: ValueError: no such layer"),
         (["hello", "world"], "exited with code 1: world"),

@@ -8,7 +8,6 @@ from node.supervisor import CRASH_LOOP, Refused, RestartHistory, RestartPolicy, 
 def test_the_first_restart_is_at_once_and_then_the_wait_doubles_up_to_the_longest() -> None:
     history = RestartHistory(RestartPolicy(delay=5, longest=60))
     assert [history.died(0) for _ in range(7)] == [0, 5, 10, 20, 40, 60, 60]
-    assert history.restarts == 7
 
 
 def test_a_stable_run_forgets_the_past() -> None:
@@ -19,13 +18,11 @@ def test_a_stable_run_forgets_the_past() -> None:
     assert history.died(60) == 0
     assert not history.crash_loop
     assert history.died(59) == 5
-    assert history.restarts == 7
 
 
 def test_it_is_over_at_the_limit() -> None:
     history = RestartHistory(RestartPolicy(limit=2))
     assert [history.died(0), history.died(0), history.died(0)] == [0, 5, None]
-    assert history.restarts == 2
 
 
 def test_no_restart_at_all_can_be_asked_for() -> None:
@@ -62,7 +59,7 @@ async def test_lives_follow_each_other_with_the_policys_waits(autojump_clock) ->
     first = recorder.starts[0]
     assert [round(start - first, 3) for start in recorder.starts] == [0, 1, 7, 18]
     assert recorder.supervisor.restarts == 3
-    assert recorder.supervisor.last_error == f"crash loop, {CRASH_LOOP} deaths in a row: boom"
+    assert recorder.supervisor.last_error == "crash loop, 4 deaths in a row: boom"
     assert recorder.told[:5] == ["ready", "loading", "ready", "loading", "ready"]
 
 
@@ -83,7 +80,7 @@ async def test_a_crash_loop_is_failed_and_settled_until_it_is_ready_again(autoju
         assert recorder.supervisor.state == "failed"
         assert not recorder.supervisor.refused
         assert "crash loop" in recorder.supervisor.last_error
-        await trio.sleep(11)
+        await trio.sleep(10.5)
         assert recorder.supervisor.state == "ready"
         assert recorder.supervisor.uptime > 0
         nursery.cancel_scope.cancel()
