@@ -1,0 +1,1 @@
+"""The torch process: only this package imports torch and transformers."""
