@@ -156,10 +156,11 @@ class Ports:
         for attempt in range(1 if port else _ATTEMPTS):
             try:
                 await self._run_pair(host, port or free_pair(host), task_status)
-                return
             except Misconfigured:
                 if port or self.port or attempt == _ATTEMPTS - 1:
                     raise
+            else:
+                return
 
     async def _run_pair(self, host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
         openai = partial(serve, self._openai, host, port, stopping=self._stopping)
@@ -170,7 +171,9 @@ class Ports:
                 try:
                     await nursery.start(supervisor)
                 except Misconfigured as error:
-                    raise Misconfigured(f"--port {port} needs {port + 1} as well, for health and info: {error.message}") from error
+                    raise Misconfigured(
+                        f"--port {port} needs {port + 1} as well, for health and info: {error.message}"
+                    ) from error
                 self.port = port
                 task_status.started(port)
         except* Misconfigured as group:
