@@ -12,6 +12,7 @@ from gateway.admission import Admission
 from gateway.dispatch import Dispatch, DispatchLimits
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.router import Router as NodeRouter
+from gateway.services import Services
 from gateway.topics import Topics
 from gateway.websocket import Session
 from mesh.errors import BadRequest
@@ -64,6 +65,7 @@ class Gateway:
 
     def _mount(self) -> None:
         OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)
+        Services(self.registry).mount(self.router)
         self.router.add("GET", "/health", self._health)
         self.router.add("GET", "/ready", self._ready)
         self.router.add("GET", "/status", self._status)

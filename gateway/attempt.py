@@ -40,6 +40,11 @@ class Delivery:
         """True when the client has seen something, so that no other node may start over."""
         return self.node is not None
 
+    @property
+    def ended(self) -> bool:
+        """True when the answer is complete."""
+        return self.done is not None
+
     def start(self, node: PeerId, accepted: Accepted) -> None:
         """Tell the client that `node` answers."""
         self.node = node
@@ -72,7 +77,7 @@ class Attempt:
 
     def check(self) -> None:
         """Called when the link has returned: raises TimedOut or BackendFailed when the answer is not complete."""
-        if self._delivery.done is not None:
+        if self._delivery.ended:
             return
         if not self.scope.cancelled_caught:
             raise BackendFailed("the node stopped without ending its answer; send the request again", code="incomplete_answer")
@@ -109,7 +114,7 @@ class Attempt:
         return True
 
     def _on_done(self, event: Done) -> None:
-        if self._delivery.done is not None or self.scope.cancel_called:
+        if self._delivery.ended or self.scope.cancel_called:
             return
         if not self._delivery.started:
             self._delivery.start(self._node, self._accepted)

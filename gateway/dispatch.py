@@ -98,7 +98,7 @@ class Dispatch:
             outcome = "failed"
             raise
         finally:
-            outcome = outcome if delivery.done is None else "succeeded"
+            outcome = "succeeded" if delivery.ended else outcome
             seconds = trio.current_time() - started
             self._count(outcome, delivery, seconds)
             self._tell(Notice(event="finished", request=request, delivery=delivery, outcome=outcome, seconds=seconds))
@@ -119,18 +119,18 @@ class Dispatch:
         delivery.deadline = trio.current_time() + seconds
         with trio.move_on_at(delivery.deadline):
             await self._search(request, delivery)
-        if delivery.done is None:
+        if not delivery.ended:
             raise TimedOut(f"the request took longer than its limit of {seconds:g} s", code="request_timeout")
 
     async def _search(self, request: InferenceRequest, delivery: Delivery) -> None:
         limits = self._limits
         search = Search(request.model, demand_of(request), patience=limits.queue_wait, max_failures=limits.max_failures)
-        while delivery.done is None:
+        while not delivery.ended:
             node = await self._next_node(search)
             try:
                 await self._attempt(node, request, delivery)
             except MeshError as error:
-                if delivery.done is not None:
+                if delivery.ended:
                     return
                 if delivery.started:
                     raise interrupted(error) from error

@@ -79,7 +79,7 @@ class Ping(msgspec.Struct, tag_field="type", tag="ping"):
 ClientMessage = Subscribe | Unsubscribe | Inference | Cancel | Resume | Status | Ping
 TYPES = ("cancel", "inference", "ping", "resume", "status", "subscribe", "unsubscribe")
 
-_decoder = msgspec.json.Decoder(ClientMessage)
+_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 
 
 class _Envelope(msgspec.Struct):

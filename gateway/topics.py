@@ -31,7 +31,7 @@ Send = Callable[[str], None]
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Subscriber:
     send: Send
     tenant: str
@@ -50,8 +50,7 @@ class Topics:
             "metrics": lambda _: report.sample(dispatch.totals),
             "node": lambda _: [report.peer(view) for view in report.node_views(dispatch)],
         }
-        self._subscribers: dict[str, dict[int, _Subscriber]] = {topic: {} for topic in self._snapshots}
-        self._last_number = 0
+        self._subscribers: dict[str, list[_Subscriber]] = {topic: [] for topic in self._snapshots}
         self._running: dict[str, Notice] = {}
         self._states: dict[tuple[str, str], ModelState] = {}
         self._depths: list[Json] = []
@@ -75,11 +74,10 @@ class Topics:
 
     def subscribe(self, topic: str, send: Send, *, tenant: str) -> Callable[[], None]:
         """Send the snapshot now and every event from now on. Returns what ends it."""
-        self._last_number += 1
-        number = self._last_number
         send(_encoded(topic, "snapshot", self._snapshots[topic](tenant)))
-        self._subscribers[topic][number] = _Subscriber(send, tenant)
-        return lambda: self._subscribers[topic].pop(number, None) and None
+        subscriber = _Subscriber(send, tenant)
+        self._subscribers[topic].append(subscriber)
+        return lambda: self._subscribers[topic].remove(subscriber)
 
     async def run(self) -> None:
         """Look at queues and counters. Runs until cancelled."""
@@ -88,7 +86,7 @@ class Topics:
             nursery.start_soon(self._sample)
 
     def _publish(self, topic: str, event: str, data: Any, *, tenant: str | None = None) -> None:
-        listening = [one for one in self._subscribers[topic].values() if tenant is None or one.tenant == tenant]
+        listening = [one for one in self._subscribers[topic] if tenant is None or one.tenant == tenant]
         if not listening:
             return
         text = _encoded(topic, event, data)
