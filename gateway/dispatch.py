@@ -125,18 +125,18 @@ class Dispatch:
     async def _search(self, request: InferenceRequest, delivery: Delivery) -> None:
         limits = self._limits
         search = Search(request.model, demand_of(request), patience=limits.queue_wait, max_failures=limits.max_failures)
-        while not delivery.ended:
+        while True:
             node = await self._next_node(search)
             try:
                 await self._attempt(node, request, delivery)
             except MeshError as error:
-                if delivery.ended:
-                    return
                 if delivery.started:
                     raise interrupted(error) from error
                 if not may_retry(error):
                     raise
                 search.failed(node.record.peer_id, error)
+            else:
+                return
 
     async def _next_node(self, search: Search) -> PeerView:
         """The best node that was not tried. Waits a little for one when all that could answer are away."""
@@ -186,6 +186,8 @@ class Dispatch:
                 await node.link.infer(request, attempt.emit)
             attempt.check()
         except MeshError as error:
+            if delivery.ended:
+                return
             if is_failure(error):
                 seen.fail(trio.current_time())
             raise

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from mesh.errors import MeshError
 from mesh.identity import Identity
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
 from mesh.messages.link import ModelLoad
@@ -17,6 +17,9 @@ from mesh.messages.record import Hardware, ModelEntry
 from mesh.peer import Peer, PeerSettings
 from mesh.service import Emit
 from mesh.transport.memory import MemoryNetwork, MemoryTransport
+
+if TYPE_CHECKING:
+    from mesh.errors import MeshError
 
 DONE = Done("stop", Usage(3, 4), Performance(1.0, 2.0, 0.0, 100.0, 1))
 WORDS = ["a", "b", "c", "d"]
@@ -128,7 +131,7 @@ class Mesh:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         with trio.fail_after(20):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - the conditions are of many kinds, and no event tells of them all
                 await trio.sleep(0.01)
 
     async def sees(self, node: Node, state: str) -> None:
