@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.errors import Conflict, NotFound
+from mesh.errors import Conflict
+from mesh.openai.errors import model_not_found
 
 if TYPE_CHECKING:
     from mesh.messages.record import ModelEntry
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 REMEMBER_SECONDS = 24 * 3600.0
 MAX_REMEMBERED = 1000
-MAX_NEAR_NAMES = 3
-MAX_NAME_SHOWN = 128
 
 
 class KnownModels:
@@ -57,14 +55,8 @@ class KnownModels:
     def _remembered(self, name: str) -> str:
         model, seen_at = self._seen.get(name, (name, -REMEMBER_SECONDS))
         if name not in self._seen or trio.current_time() - seen_at > REMEMBER_SECONDS:
-            raise self._not_found(name)
+            raise model_not_found(name, {entry.id for entry in self._announced()})
         return model
-
-    def _not_found(self, name: str) -> NotFound:
-        live = sorted({entry.id for entry in self._announced()})
-        near = difflib.get_close_matches(name, live, n=MAX_NEAR_NAMES, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "GET /v1/models lists what is served"
-        return NotFound(f"the model {name[:MAX_NAME_SHOWN]!r} does not exist here; {hint}", code="model_not_found", param="model")
 
     def _listen(self, event: RegistryEvent) -> None:
         for entry in event.peer.record.models:

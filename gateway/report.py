@@ -44,7 +44,7 @@ def node_views(dispatch: Dispatch) -> list[PeerView]:
 
 def level_of(view: PeerView, dispatch: Dispatch) -> Level:
     """How well the node does."""
-    if view.link is None or view.link.leaving:
+    if not view.live:
         return "offline"
     states = Counter(state_of(view, entry) for entry in view.record.models)
     if not states:
@@ -159,7 +159,7 @@ def peer(view: PeerView) -> Json:
         "role": view.record.role,
         "version": view.record.version,
         "addresses": view.record.addresses,
-        "linked": link is not None,
+        "linked": view.live,
         "leaving": link is not None and link.leaving,
         "rtt_ms": _milliseconds(link.rtt) if link is not None else None,
         "models": [_model(view, entry) for entry in view.record.models],

@@ -33,6 +33,7 @@ from gateway.socket_messages import (
     request_of,
 )
 from mesh.errors import Busy, Conflict, MeshError, NotFound
+from mesh.http import error_body
 from mesh.messages.inference import Accepted, Delta, Done
 
 if TYPE_CHECKING:
@@ -194,8 +195,7 @@ class _Answer:
     def fail(self, error: MeshError) -> None:
         """The request ended badly."""
         self.ended = True
-        shown = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-        self._send("inference_error", request_id=self._id, error=shown)
+        self._send("inference_error", request_id=self._id, **error_body(error))
 
     def _about(self) -> dict[str, str]:
         return {"request_id": self._id, "model": self._message.model, "task": self._message.task}

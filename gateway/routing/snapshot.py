@@ -104,7 +104,7 @@ def state_of(view: PeerView, entry: ModelEntry) -> ModelState:
 def usable(view: PeerView, model: str) -> bool:
     """True when a request for the model may be sent there now."""
     entry = entry_of(view, model)
-    return entry is not None and view.link is not None and not view.link.leaving and state_of(view, entry) in ROUTABLE
+    return entry is not None and view.live and state_of(view, entry) in ROUTABLE
 
 
 def candidates_of(views: Iterable[PeerView], model: str, observations: Observations, *, now: float) -> tuple[Candidate, ...]:
