@@ -178,6 +178,9 @@ class Link:
         self._abort()
         self._scope.cancel()
 
+    def _break(self) -> None:
+        self._end("the other side does not read" if self._writer.stuck else "the connection broke")
+
     def _abort(self) -> None:
         # An abort after a clean end could take back what is still on its way.
         if not self._ended_cleanly:
@@ -259,7 +262,10 @@ class Link:
                 self._ended_cleanly = True
             self._end("our side closed it")
         except _LOST:
-            self._end("the other side does not read" if self._writer.stuck else "the connection broke")
+            if not self._writer.stuck:
+                # What the other side said before it closed may still be unread: the reader finds the end by itself.
+                await trio.sleep(CLOSE_LIMIT)
+            self._break()
 
     async def _beat(self) -> None:
         while True:
@@ -281,7 +287,7 @@ class Link:
             logger.warning("link to %s ended: it broke the protocol: %s", self.peer_id, error)
             self._end(f"it broke the protocol: {error}")
         except _LOST:
-            self._end("the connection broke")
+            self._break()
         except MeshError as refusal:
             self._refusal = refusal
             self._end(refusal.message)

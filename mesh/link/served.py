@@ -103,7 +103,8 @@ class ServedRequests:
         if entry.ended:
             return
         message = encode(Emit(entry.number, event))
-        if entry.account.queued > MAX_QUEUED:
+        ends = isinstance(event, Done | Fail)
+        if entry.account.queued > MAX_QUEUED and not ends:
             error = BadRequest(f"more than {MAX_QUEUED} bytes of the answer were waiting to be read", code="slow_consumer")
             self._break(entry, error)
         elif len(message) > MAX_MESSAGE:
@@ -111,7 +112,7 @@ class ServedRequests:
             self._break(entry, error)
         else:
             self._writer.put(message, entry.account)
-            if isinstance(event, Done | Fail):
+            if ends:
                 self._end(entry)
 
     def _break(self, entry: _Request, error: MeshError) -> None:

@@ -2,7 +2,6 @@
 
 1. An address is an IP or a DNS name, a TCP port, perhaps `/ws`, and to be dialled the peer id. Everything else is refused.
 2. Only IP addresses are listened on. `0.0.0.0` and `::` stand for every interface that other machines can reach.
-3. Bridges of containers and virtual machines are never advertised: on another machine the same address is somebody else.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil  # type: ignore[import-untyped]  # it ships no types
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from mesh.identity import PeerId, public_key_of
+from mesh.interfaces import distance, interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +25,6 @@ MAX_LENGTH = 512
 
 _IP = ("ip4", "ip6")
 _DNS = ("dns", "dns4", "dns6")
-_BRIDGES = ("docker", "br-", "veth", "virbr", "podman")
 
 
 @dataclass(frozen=True)
@@ -85,41 +83,20 @@ def remote_multiaddr(host: str, port: int, *, websocket: bool = False) -> str:
 def reachable_hosts(host: str) -> list[str]:
     """The addresses that a listener on `host` can be dialled at, loopback first, then private ones."""
     listening = ipaddress.ip_address(host)
-    hosts = interface_hosts(listening.version) if listening.is_unspecified else [host]
-    return sorted(hosts, key=_distance)
-
-
-def interface_hosts(version: int) -> list[str]:
-    """The addresses of this machine's interfaces that are up, without bridges and IPv6 link-local ones."""
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
-    found = (
-        entry.address
-        for name, entries in psutil.net_if_addrs().items()
-        if name in up and not name.startswith(_BRIDGES)
-        for entry in entries
-        if entry.family == family
-    )
-    # A link-local IPv6 address means nothing without the name of an interface, which differs on the other machine.
-    return [host for host in found if "%" not in host and not (version == 6 and ipaddress.ip_address(host).is_link_local)]
+    if not listening.is_unspecified:
+        return [host]
+    return [interface.host for interface in interfaces() if interface.version == listening.version]
 
 
 def best_first(addresses: Iterable[Address]) -> list[Address]:
     """In the order to dial: near before far, but loopback last when the peer is clearly on another machine."""
     wanted = list(dict.fromkeys(addresses))
-    ours = {host for version in (4, 6) for host in interface_hosts(version)}
-    outside = [address.host for address in wanted if address.kind in _IP and _distance(address.host)]
+    ours = {interface.host for interface in interfaces()}
+    outside = [address.host for address in wanted if address.kind in _IP and distance(address.host)]
     elsewhere = bool(outside) and not ours.intersection(outside)
     return sorted(wanted, key=lambda address: _order(address, elsewhere=elsewhere))
 
 
 def _order(address: Address, *, elsewhere: bool) -> tuple[int, bool]:
-    distance = 2 if address.kind in _DNS else _distance(address.host)
-    return (3 if elsewhere and distance == 0 else distance, address.websocket)
-
-
-def _distance(host: str) -> int:
-    address = ipaddress.ip_address(host)
-    if address.is_loopback:
-        return 0
-    return 1 if address.is_private or address.is_link_local else 2
+    far = 2 if address.kind in _DNS else distance(address.host)
+    return (3 if elsewhere and far == 0 else far, address.websocket)

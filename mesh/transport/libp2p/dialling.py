@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,6 +34,7 @@ MAX_ADDRESSES = 16
 """Addresses of one peer that are tried; records of strangers may hold any number."""
 
 _MAX_REASON = 200
+_MAX_CAUSES = 10
 
 
 class Dial:
@@ -108,17 +111,29 @@ class Dial:
 
 
 def _reason(error: BaseException) -> str:
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None and len(chain) < 10:
-        chain.append(cause)
+    chain = _causes(error)
     for link in reversed(chain):
         match link:
             case PeerIDMismatchesPubkey():
                 return "another peer answers there; its identity changed, or the address belongs to somebody else now"
             case ProtocolNotSupportedError():
                 return "it is a libp2p peer, but not of this mesh program"
-            case OSError(strerror=str(text)):
-                return text.lower()
+            case socket.gaierror():
+                return "no address is known for this name"
+            case OSError(errno=int(number)):
+                return os.strerror(number).lower()
     if isinstance(chain[-1], (IOException, MultiselectClientError, trio.TooSlowError)):
         return "it does not answer as a libp2p peer"
     return (str(chain[-1]) or type(chain[-1]).__name__)[:_MAX_REASON]
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what lies behind it, the outermost first."""
+    chain = [error]
+    while len(chain) < _MAX_CAUSES:
+        last = chain[-1]
+        cause = last.exceptions[0] if isinstance(last, BaseExceptionGroup) else last.__cause__
+        if cause is None:
+            break
+        chain.append(cause)
+    return chain

@@ -1,56 +1,36 @@
 """The parts of py-libp2p that are replaced, because as they come they are unsafe. Each has a regression test.
 
-1. Only version `SUPPORTED` loads: what is replaced here reaches into its internals.
-2. Noise and yamux only. The stock host also accepts plaintext, where a dialer may claim any peer id.
-3. Every task of a connection runs in a nursery of ours and none of its errors leaves it: one bad peer cannot end the program.
-4. No connection is opened, trimmed or closed behind our back: no auto-connector, no pruner, no notifees, no identify of our own.
-5. A connection holds at most `MAX_HELD` unread bytes and `MAX_STREAMS` streams. The stock muxer only logs a broken window.
-6. It logs nothing unless `LIBP2P_DEBUG` asks for it.
+1. Noise and yamux only. The stock host also accepts plaintext, where a dialer may claim any peer id.
+2. Every task of a connection runs in a nursery of ours and none of its errors leaves it: one bad peer cannot end the program.
+3. No connection is opened, trimmed or closed behind our back: no auto-connector, no pruner, no notifees, no identify of our own.
+4. A connection holds at most `MAX_HELD` unread bytes and `MAX_STREAMS` streams. The stock muxer only logs a broken window.
+5. It logs nothing unless `LIBP2P_DEBUG` asks for it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import warnings
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import trio
-
-from mesh.errors import Misconfigured
-
-SUPPORTED = "0.8.1"
-
-
-def check_version(found: str) -> None:
-    """Raise Misconfigured unless `found` is the version that this module was written for."""
-    if found != SUPPORTED:
-        raise Misconfigured(f"libp2p {found} is installed, but only {SUPPORTED} is safe to run; pip install libp2p=={SUPPORTED}")
-
-
-check_version(metadata.version("libp2p"))
-
-with warnings.catch_warnings():
-    # Its WebSocket transport, which we do not use, imports deprecated names of other packages.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from libp2p.crypto.ed25519 import create_new_key_pair
-    from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
-    from libp2p.custom_types import TProtocol
-    from libp2p.host.basic_host import BasicHost
-    from libp2p.identity.identify_push.identify_push import ID_PUSH
-    from libp2p.network.config import ConnectionConfig
-    from libp2p.network.connection import swarm_connection
-    from libp2p.network.connection.raw_connection import RawConnection
-    from libp2p.network.swarm import Swarm
-    from libp2p.peer.id import ID
-    from libp2p.peer.peerstore import PeerStore
-    from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-    from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-    from libp2p.security.noise.transport import Transport as Noise
-    from libp2p.stream_muxer.yamux import yamux
-    from libp2p.transport.upgrader import TransportUpgrader
-    from multiaddr import Multiaddr
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection import swarm_connection
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux import yamux
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -155,7 +135,7 @@ class _Swarm(Swarm):  # type: ignore[misc]  # untyped base
                     return
                 await stream_handler(stream)
                 await stream.close()
-            except Exception as error:  # noqa: BLE001 - rule 3: it would end the connection, and in the stock host the program
+            except Exception as error:  # noqa: BLE001 - rule 2: it would end the connection, and in the stock host the program
                 _log.debug("a stream of %s failed: %r", stream.muxed_conn.peer_id, error)
                 await stream.reset()
 
@@ -185,7 +165,7 @@ class _Tasks:
 async def _contain(task: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
     try:
         await task(*args)
-    except Exception as error:  # noqa: BLE001 - rule 3
+    except Exception as error:  # noqa: BLE001 - rule 2
         _log.debug("a task of a connection failed: %r", error)
 
 

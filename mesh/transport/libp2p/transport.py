@@ -69,6 +69,7 @@ class Libp2pTransport(Transport):
             for carrier in list(self._carriers):
                 carrier.abort()
             self._nursery = self._host = None
+            self._bound = []
 
     @property
     def addresses(self) -> list[str]:
@@ -77,6 +78,7 @@ class Libp2pTransport(Transport):
 
     async def dial(self, addresses: Sequence[str]) -> Libp2pChannel:
         """As `Transport` says."""
+        self._running()
         return await Dial(addresses).run(self._connect)
 
     async def _serve(

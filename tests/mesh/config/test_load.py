@@ -20,10 +20,10 @@ class EveryShape(CommonConfig, frozen=True, kw_only=True):
     port: Annotated[
         int, msgspec.Meta(ge=0, le=65535), Option(help="A port.", environment=("HF_SERVER_PORT", "PORT"), metavar="PORT")
     ] = 8100
-    model: Annotated[dict[str, str], Option(help="A model.", metavar="ID=PATH")] = {}
+    model: Annotated[dict[str, str], Option(help="A model.", metavar="ID=PATH")] = msgspec.field(default_factory=dict)
     device: Annotated[str | None, Option(help="A device.")] = None
     dtype: Annotated[Literal["auto", "float32"], Option(help="A type.", flag="--data-type")] = "auto"
-    weights: Annotated[list[int], Option(help="Weights.")] = []
+    weights: Annotated[list[int], Option(help="Weights.")] = msgspec.field(default_factory=list)
     token: Annotated[str, msgspec.Meta(max_length=5), Option(help="A token.", secret=True)] = ""
 
 

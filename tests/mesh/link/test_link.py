@@ -29,8 +29,6 @@ from mesh.messages.link import (
 )
 from mesh.messages.record import SealedRecord
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
 
 async def refusal_of(kit, near, far):
     """What both sides raise when their hellos do not fit."""
@@ -51,7 +49,7 @@ async def refusal_of(kit, near, far):
 # Hello
 
 
-async def test_both_sides_know_each_other(kit):
+async def test_both_sides_know_each_other(autojump_clock, kit):
     async with kit.links() as pair:
         assert pair.near.peer_id == kit.far.peer_id
         assert pair.near.record.name == "a node"
@@ -60,7 +58,7 @@ async def test_both_sides_know_each_other(kit):
         assert pair.far.hello.instance == "one"
 
 
-async def test_another_mesh_is_refused_on_both_sides(kit, side):
+async def test_another_mesh_is_refused_on_both_sides(autojump_clock, kit, side):
     outcomes = await refusal_of(kit, side(kit.near), side(kit.far, "elsewhere"))
     for error in outcomes.values():
         assert isinstance(error, Denied)
@@ -70,7 +68,7 @@ async def test_another_mesh_is_refused_on_both_sides(kit, side):
     assert set(outcomes) == {"near", "far"}
 
 
-async def test_a_record_of_somebody_else_is_refused(kit, side, hello):
+async def test_a_record_of_somebody_else_is_refused(autojump_clock, kit, side, hello):
     stranger = Identity.generate()
     far = msgspec.structs.replace(hello(kit.far), record=hello(stranger).record)
     async with kit.channels() as (here, there):
@@ -80,7 +78,7 @@ async def test_a_record_of_somebody_else_is_refused(kit, side, hello):
     assert caught.value.code == "bad_record"
 
 
-async def test_a_forged_record_is_refused(kit, side, hello):
+async def test_a_forged_record_is_refused(autojump_clock, kit, side, hello):
     good = hello(kit.far)
     forged = msgspec.structs.replace(good, record=SealedRecord(good.record.payload, bytes(64)))
     async with kit.channels() as (here, there):
@@ -89,7 +87,7 @@ async def test_a_forged_record_is_refused(kit, side, hello):
             await Link(here, side(kit.near), dialled=True).run()
 
 
-async def test_the_owner_may_refuse_and_the_other_side_learns_why(kit, side):
+async def test_the_owner_may_refuse_and_the_other_side_learns_why(autojump_clock, kit, side):
     def admit(link):
         raise Conflict("two of you", code="same_identity")
 
@@ -109,7 +107,7 @@ async def test_the_owner_may_refuse_and_the_other_side_learns_why(kit, side):
     assert "two of you" in outcomes["far"].message
 
 
-async def test_no_hello_within_the_limit(kit, side):
+async def test_no_hello_within_the_limit(autojump_clock, kit, side):
     async with kit.channels() as (here, _there):
         started = trio.current_time()
         with pytest.raises(Unavailable, match="did not say hello"):
@@ -128,7 +126,7 @@ async def test_no_hello_within_the_limit(kit, side):
         frame(b"\x91" * 5000),
     ],
 )
-async def test_garbage_instead_of_a_hello(kit, side, first):
+async def test_garbage_instead_of_a_hello(autojump_clock, kit, side, first):
     async with kit.channels() as (here, there):
         await there.send_all(first)
         with pytest.raises(Unavailable) as caught:
@@ -136,14 +134,14 @@ async def test_garbage_instead_of_a_hello(kit, side, first):
     assert caught.value.code == "no_hello"
 
 
-async def test_the_other_side_hangs_up_before_its_hello(kit, side):
+async def test_the_other_side_hangs_up_before_its_hello(autojump_clock, kit, side):
     async with kit.channels() as (here, there):
         await there.aclose()
         with pytest.raises(Unavailable, match="closed the connection"):
             await Link(here, side(kit.near), dialled=True).run()
 
 
-async def test_a_refusal_is_cut_to_one_bounded_line(kit, side):
+async def test_a_refusal_is_cut_to_one_bounded_line(autojump_clock, kit, side):
     async with kit.channels() as (here, there):
         await there.send_all(frame(msgspec.msgpack.encode([Refused("x" * 500, "a\nb\r\n" + "c" * 5000)])))
         with pytest.raises(Denied) as caught:
@@ -156,7 +154,7 @@ async def test_a_refusal_is_cut_to_one_bounded_line(kit, side):
 # Requests
 
 
-async def test_a_request_travels_and_its_events_come_back(kit, side, words, ask, done):
+async def test_a_request_travels_and_its_events_come_back(autojump_clock, kit, side, words, ask, done):
     async with kit.links(far=side(kit.far, service=words())) as pair:
         events = []
         await pair.near.infer(ask("one two three"), events.append)
@@ -167,7 +165,7 @@ async def test_a_request_travels_and_its_events_come_back(kit, side, words, ask,
         assert pair.far.serving == 0
 
 
-async def test_both_sides_ask_at_once(kit, side, words, ask):
+async def test_both_sides_ask_at_once(autojump_clock, kit, side, words, ask):
     near, far = side(kit.near, service=words()), side(kit.far, service=words())
     async with kit.links(near, far) as pair, trio.open_nursery() as nursery:
         texts = {}
@@ -183,7 +181,7 @@ async def test_both_sides_ask_at_once(kit, side, words, ask):
     assert texts == {n: ["near", str(n)] for n in range(50)} | {-n - 1: ["far", str(n)] for n in range(50)}
 
 
-async def test_cancelling_the_caller_stops_the_service(kit, side, words, ask):
+async def test_cancelling_the_caller_stops_the_service(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
     async with kit.links(far=side(kit.far, service=service)) as pair:
@@ -195,7 +193,7 @@ async def test_cancelling_the_caller_stops_the_service(kit, side, words, ask):
         assert pair.far.serving == 0
 
 
-async def test_an_error_of_the_service_arrives_whole(kit, side, ask):
+async def test_an_error_of_the_service_arrives_whole(autojump_clock, kit, side, ask):
     class Full:
         async def infer(self, request, emit):
             raise Busy("all slots taken", code="queue_full", retry_after=3.5)
@@ -207,7 +205,7 @@ async def test_an_error_of_the_service_arrives_whole(kit, side, ask):
         assert (caught.value.code, caught.value.retry_after) == ("queue_full", 3.5)
 
 
-async def test_a_fail_carries_the_load_of_its_model(kit, side, ask):
+async def test_a_fail_carries_the_load_of_its_model(autojump_clock, kit, side, ask):
     class Full:
         async def infer(self, request, emit):
             raise Busy("all slots taken")
@@ -219,7 +217,7 @@ async def test_a_fail_carries_the_load_of_its_model(kit, side, ask):
     assert (fail.running, fail.waiting) == (4, 2)
 
 
-async def test_an_unexpected_exception_is_logged_and_not_told(kit, side, ask, caplog):
+async def test_an_unexpected_exception_is_logged_and_not_told(autojump_clock, kit, side, ask, caplog):
     class Broken:
         async def infer(self, request, emit):
             async with trio.open_nursery():
@@ -233,7 +231,7 @@ async def test_an_unexpected_exception_is_logged_and_not_told(kit, side, ask, ca
         assert not pair.far.closed.is_set()
 
 
-async def test_a_mesh_error_inside_a_nursery_is_still_itself(kit, side, ask):
+async def test_a_mesh_error_inside_a_nursery_is_still_itself(autojump_clock, kit, side, ask):
     class Nested:
         async def infer(self, request, emit):
             async with trio.open_nursery():
@@ -244,7 +242,7 @@ async def test_a_mesh_error_inside_a_nursery_is_still_itself(kit, side, ask):
             await pair.near.infer(ask(), lambda _: None)
 
 
-async def test_a_service_that_stops_without_a_result(kit, side, ask):
+async def test_a_service_that_stops_without_a_result(autojump_clock, kit, side, ask):
     class Silent:
         async def infer(self, request, emit):
             emit(Accepted())
@@ -254,7 +252,7 @@ async def test_a_service_that_stops_without_a_result(kit, side, ask):
             await pair.near.infer(ask(), lambda _: None)
 
 
-async def test_nothing_follows_done(kit, side, ask, done):
+async def test_nothing_follows_done(autojump_clock, kit, side, ask, done):
     class Chatty:
         async def infer(self, request, emit):
             emit(done)
@@ -265,18 +263,18 @@ async def test_nothing_follows_done(kit, side, ask, done):
     async with kit.raw(side(kit.near, service=Chatty())) as (_, raw, _outcomes):
         await raw.say(Open(1, ask()), Open(2, ask()))
         first, second = await raw.hear(Emit), await raw.hear(Emit)
-        assert [first, second] == [Emit(1, done), Emit(2, done)]
+        assert {first.stream: first.event, second.stream: second.event} == {1: done, 2: done}
         with trio.move_on_after(2.5):
             assert await raw.hear(Emit) is None
 
 
-async def test_a_peer_without_a_service_says_not_found(kit, ask):
+async def test_a_peer_without_a_service_says_not_found(autojump_clock, kit, ask):
     async with kit.links() as pair:
         with pytest.raises(NotFound, match="words"):
             await pair.near.infer(ask(), lambda _: None)
 
 
-async def test_a_caller_whose_emit_fails_ends_alone(kit, side, words, ask):
+async def test_a_caller_whose_emit_fails_ends_alone(autojump_clock, kit, side, words, ask):
     service = words()
     async with kit.links(far=side(kit.far, service=service)) as pair:
 
@@ -291,7 +289,7 @@ async def test_a_caller_whose_emit_fails_ends_alone(kit, side, words, ask):
         assert events[1].text == "still"
 
 
-async def test_the_257th_request_is_busy_on_the_asking_side(kit, side, words, ask):
+async def test_the_257th_request_is_busy_on_the_asking_side(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
     async with kit.links(far=side(kit.far, service=service)) as pair, trio.open_nursery() as nursery:
@@ -304,7 +302,7 @@ async def test_the_257th_request_is_busy_on_the_asking_side(kit, side, words, as
         service.gate.set()
 
 
-async def test_a_request_over_a_frame_is_refused_before_it_is_sent(kit, side, words, ask):
+async def test_a_request_over_a_frame_is_refused_before_it_is_sent(autojump_clock, kit, side, words, ask):
     async with kit.links(far=side(kit.far, service=words())) as pair:
         with pytest.raises(BadRequest) as caught:
             await pair.near.infer(ask("x" * MAX_FRAME), lambda _: None)
@@ -312,7 +310,7 @@ async def test_a_request_over_a_frame_is_refused_before_it_is_sent(kit, side, wo
         await pair.near.infer(ask("fine"), lambda _: None)
 
 
-async def test_large_requests_wait_for_room_instead_of_breaking_the_link(kit, side, words, ask):
+async def test_large_requests_wait_for_room_instead_of_breaking_the_link(autojump_clock, kit, side, words, ask):
     async with kit.links(far=side(kit.far, service=words())) as pair, trio.open_nursery() as nursery:
         for _ in range(8):
             nursery.start_soon(pair.near.infer, ask("x" * 3_000_000), lambda _: None)
@@ -322,7 +320,7 @@ async def test_large_requests_wait_for_room_instead_of_breaking_the_link(kit, si
 # Liveness
 
 
-async def test_rtt_is_measured_without_the_time_the_other_side_held_it(kit):
+async def test_rtt_is_measured_without_the_time_the_other_side_held_it(autojump_clock, kit):
     kit.network.latency = 0.03
     async with kit.links() as pair:
         await trio.sleep(5)
@@ -330,7 +328,7 @@ async def test_rtt_is_measured_without_the_time_the_other_side_held_it(kit):
         assert pair.far.rtt == pytest.approx(0.06, abs=0.005)
 
 
-async def test_load_travels_with_heartbeats(kit, side):
+async def test_load_travels_with_heartbeats(autojump_clock, kit, side):
     load = {"m": ModelLoad("loading")}
     async with kit.links(far=side(kit.far, load=lambda: load)) as pair:
         await trio.sleep(0.1)
@@ -341,7 +339,7 @@ async def test_load_travels_with_heartbeats(kit, side):
         assert pair.near.load["m"].running == 3
 
 
-async def test_three_seconds_of_silence_are_death(kit, side, words, ask):
+async def test_three_seconds_of_silence_are_death(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
     async with kit.links(far=side(kit.far, service=service)) as pair:
@@ -358,7 +356,7 @@ async def test_three_seconds_of_silence_are_death(kit, side, words, ask):
             await pair.near.infer(ask(), lambda _: None)
 
 
-async def test_any_byte_is_a_sign_of_life(kit):
+async def test_any_byte_is_a_sign_of_life(autojump_clock, kit):
     async with kit.raw() as (link, raw, _):
         for byte in frame(msgspec.msgpack.encode([Leave("slowly")])):
             await raw.channel.send_all(bytes([byte]))
@@ -367,7 +365,7 @@ async def test_any_byte_is_a_sign_of_life(kit):
         assert link.leaving
 
 
-async def test_death_of_the_other_side_ends_requests_in_both_directions(kit, side, words, ask):
+async def test_death_of_the_other_side_ends_requests_in_both_directions(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
     async with kit.links(near=side(kit.near, service=service)) as pair:
@@ -386,7 +384,7 @@ async def test_death_of_the_other_side_ends_requests_in_both_directions(kit, sid
         assert service.cancelled == 1
 
 
-async def test_an_impossible_echo_is_not_a_round_trip(kit):
+async def test_an_impossible_echo_is_not_a_round_trip(autojump_clock, kit):
     async with kit.raw() as (link, raw, _):
         for echo in (math.nan, math.inf, -math.inf, 1e300, trio.current_time() + 100):
             await raw.say(Heartbeat(math.nan, echo))
@@ -395,7 +393,7 @@ async def test_an_impossible_echo_is_not_a_round_trip(kit):
         assert not link.closed.is_set()
 
 
-async def test_a_peer_that_does_not_read_is_cut_off(kit):
+async def test_a_peer_that_does_not_read_is_cut_off(autojump_clock, kit):
     async with kit.raw() as (link, _raw, outcomes):
         for _ in range(20):
             if link.closed.is_set():
@@ -408,7 +406,7 @@ async def test_a_peer_that_does_not_read_is_cut_off(kit):
         assert outcomes == {"near": None}
 
 
-async def test_a_peer_that_beats_but_does_not_read_a_little_is_cut_off_too(kit):
+async def test_a_peer_that_beats_but_does_not_read_a_little_is_cut_off_too(autojump_clock, kit):
     async with kit.raw() as (link, raw, _):
         link.send(Unknown("x" * 200_000))
         with trio.move_on_after(60):
@@ -425,7 +423,7 @@ async def test_a_peer_that_beats_but_does_not_read_a_little_is_cut_off_too(kit):
 # Farewell
 
 
-async def test_leave_lets_requests_finish_and_takes_no_new_ones(kit, side, words, ask, done):
+async def test_leave_lets_requests_finish_and_takes_no_new_ones(autojump_clock, kit, side, words, ask, done):
     service = words()
     service.gate = trio.Event()
     async with kit.links(far=side(kit.far, service=service)) as pair, trio.open_nursery() as nursery:
@@ -442,7 +440,7 @@ async def test_leave_lets_requests_finish_and_takes_no_new_ones(kit, side, words
     assert events[-1] == done
 
 
-async def test_close_says_leave_and_ends(kit):
+async def test_close_says_leave_and_ends(autojump_clock, kit):
     async with kit.links() as pair:
         await pair.near.close("enough")
         await pair.far.closed.wait()
@@ -452,7 +450,7 @@ async def test_close_says_leave_and_ends(kit):
         assert pair.far.reason == "the other side closed it"
 
 
-async def test_close_does_not_wait_for_a_hung_peer(kit):
+async def test_close_does_not_wait_for_a_hung_peer(autojump_clock, kit):
     async with kit.links() as pair:
         kit.network.hang(kit.far.peer_id)
         pair.near.send(Unknown("x" * 1_000_000))
@@ -462,7 +460,7 @@ async def test_close_does_not_wait_for_a_hung_peer(kit):
         await pair.near.closed.wait()
 
 
-async def test_a_refusal_after_hello_ends_the_link_with_its_error(kit):
+async def test_a_refusal_after_hello_ends_the_link_with_its_error(autojump_clock, kit):
     async with kit.links() as pair:
         await pair.near.refuse("replaced", "a newer one is here")
         await pair.far.closed.wait()
@@ -472,7 +470,7 @@ async def test_a_refusal_after_hello_ends_the_link_with_its_error(kit):
         assert pair.outcomes["near"] is None
 
 
-async def test_cancelling_run_ends_everything(kit, side, words, ask):
+async def test_cancelling_run_ends_everything(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
     async with kit.channels() as (here, there), trio.open_nursery() as nursery:
@@ -516,7 +514,7 @@ async def _expect_loss(link, request):
         b"\xdd\x00\x10\x00\x00" + b"\x01" * 0x100000,
     ],
 )
-async def test_a_frame_that_breaks_the_protocol_ends_its_link_alone(kit, body, caplog):
+async def test_a_frame_that_breaks_the_protocol_ends_its_link_alone(autojump_clock, kit, body, caplog):
     async with kit.raw() as (link, raw, outcomes):
         await raw.channel.send_all(frame(body))
         await link.closed.wait()
@@ -525,21 +523,21 @@ async def test_a_frame_that_breaks_the_protocol_ends_its_link_alone(kit, body, c
         assert "broke the protocol" in link.reason
 
 
-async def test_a_second_hello_ends_the_link(kit, hello):
+async def test_a_second_hello_ends_the_link(autojump_clock, kit, hello):
     async with kit.raw() as (link, raw, _):
         await raw.say(hello(kit.far))
         await link.closed.wait()
         assert "second hello" in link.reason
 
 
-async def test_an_oversized_frame_ends_its_link(kit):
+async def test_an_oversized_frame_ends_its_link(autojump_clock, kit):
     async with kit.raw() as (link, raw, _):
         await raw.channel.send_all(struct.pack(">I", 0xFFFFFFFF))
         await link.closed.wait()
         assert "over the limit" in link.reason
 
 
-async def test_an_unknown_kind_is_answered_once_and_ignored(kit):
+async def test_an_unknown_kind_is_answered_once_and_ignored(autojump_clock, kit):
     async with kit.raw() as (link, raw, _):
         new = msgspec.msgpack.encode({"type": "gossip", "stream": 3, "more": [1, {"deep": None}]})
         await raw.say(new, Leave("x"), new)
@@ -547,14 +545,14 @@ async def test_an_unknown_kind_is_answered_once_and_ignored(kit):
         assert link.leaving
         for number in range(1000):
             await raw.say(msgspec.msgpack.encode({"type": f"kind {number} " + "x" * 500}))
-        await trio.sleep(1.5)
-        await raw.hear(Heartbeat)
+        with trio.move_on_after(1.5):
+            await raw.hear(Hello)
         answers = [message for message in raw.received if isinstance(message, Unknown)]
         assert 1 <= len(answers) <= 64
         assert all(len(answer.kind) <= 64 for answer in answers)
 
 
-async def test_a_malformed_request_fails_alone(kit, side, words, ask):
+async def test_a_malformed_request_fails_alone(autojump_clock, kit, side, words, ask):
     async with kit.raw(side(kit.near, service=words())) as (link, raw, _):
         nested: object = "x"
         for _ in range(3000):
@@ -574,7 +572,7 @@ async def test_a_malformed_request_fails_alone(kit, side, words, ask):
         assert link.closed.is_set() or (await raw.hear(Emit)).stream == 5
 
 
-async def test_a_number_in_use_fails_and_the_link_lives(kit, side, words, ask):
+async def test_a_number_in_use_fails_and_the_link_lives(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
     async with kit.raw(side(kit.near, service=service)) as (link, raw, _):
@@ -591,7 +589,7 @@ async def test_a_number_in_use_fails_and_the_link_lives(kit, side, words, ask):
         assert (await raw.hear(Emit)).event.text == "three"
 
 
-async def test_ten_thousand_opens_are_bounded(kit, side, words, ask):
+async def test_ten_thousand_opens_are_bounded(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
     async with kit.raw(side(kit.near, service=service)) as (link, raw, _):
@@ -614,14 +612,14 @@ async def test_ten_thousand_opens_are_bounded(kit, side, words, ask):
         assert not link.closed.is_set()
 
 
-async def test_events_for_numbers_that_are_not_open_are_ignored(kit, done):
+async def test_events_for_numbers_that_are_not_open_are_ignored(autojump_clock, kit, done):
     async with kit.raw() as (link, raw, _):
         await raw.say(Emit(9, done), Emit(-1, Delta(0, [], "")), Cancel(12), Cancel(-5), Unknown("x"))
         await trio.sleep(0.1)
         assert not link.closed.is_set()
 
 
-async def test_an_event_of_the_wrong_shape_fails_its_request_alone(kit, ask, done):
+async def test_an_event_of_the_wrong_shape_fails_its_request_alone(autojump_clock, kit, ask, done):
     async with kit.raw() as (link, raw, _), trio.open_nursery() as nursery:
         events = []
 
@@ -641,7 +639,7 @@ async def test_an_event_of_the_wrong_shape_fails_its_request_alone(kit, ask, don
     assert events == [done]
 
 
-async def test_a_slow_reader_fails_its_request_alone(kit, side, ask, done):
+async def test_a_slow_reader_fails_its_request_alone(autojump_clock, kit, side, ask, done):
     class Torrent:
         async def infer(self, request: InferenceRequest, emit):
             if request.prompt == "small":
@@ -665,7 +663,7 @@ async def test_a_slow_reader_fails_its_request_alone(kit, side, ask, done):
         assert not link.closed.is_set()
 
 
-async def test_one_event_over_a_frame_fails_its_request_alone(kit, side, ask, done):
+async def test_one_event_over_a_frame_fails_its_request_alone(autojump_clock, kit, side, ask, done):
     class Huge:
         async def infer(self, request, emit):
             emit(Delta(0, [0], "x" * MAX_FRAME))
@@ -677,7 +675,7 @@ async def test_one_event_over_a_frame_fails_its_request_alone(kit, side, ask, do
         assert caught.value.code == "answer_too_large"
 
 
-async def test_an_owner_that_fails_on_a_message_loses_that_link_only(kit, side, caplog):
+async def test_an_owner_that_fails_on_a_message_loses_that_link_only(autojump_clock, kit, side, caplog):
     async def heard(link, message):
         if isinstance(message, Records):
             raise RuntimeError("our own fault")
