@@ -65,7 +65,7 @@ class Exchange:
 
 def _interesting(view: PeerView, link: Link) -> bool:
     if view.peer_id == link.peer_id:
-        return view.record.sequence > link.record.sequence and view.link is not link
+        return view.record.sequence > link.record.sequence
     return _cares(link.record.role, view.record.role)
 
 
