@@ -28,7 +28,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     task: str = "chat"
     context_length: int = 0
     state: ModelState = "loading"
-    roles: list[str] = ["prefill", "decode"]
+    roles: list[str] = msgspec.field(default_factory=lambda: ["prefill", "decode"])
     weights_digest: str = ""
     numerics: str = ""
     wake_seconds: float = 0.0
