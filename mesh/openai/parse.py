@@ -164,7 +164,7 @@ def _check_message(message: ChatMessage, path: str) -> None:
 def _check_part(part: ContentPart, path: str) -> None:
     if part.type != "text":
         raise BadRequest(
-            f"{path} is of type {part.type[:40]!r}; only text parts are supported here",
+            f"{path}.type is {part.type[:40]!r}; only text parts are supported here",
             param=f"{path}.type",
             code="unsupported_content",
         )
