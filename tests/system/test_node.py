@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from contextlib import aclosing
 from typing import Any
 
+import httpx2
 import pytest
 import trio
 
@@ -48,14 +50,13 @@ async def test_sigterm_finishes_what_is_in_flight(fleet: Any, http: Any, chat: A
 async def test_a_request_that_never_ends_does_not_hold_up_the_end(fleet: Any, http: Any, chat: Any) -> None:
     node = await fleet.mock("model-a;hang_after_tokens=1", "--no-mdns", "--drain-timeout", "0.5")
     info = await info_of(http, node)
-
-    async def ask() -> None:
-        async with http.stream("POST", f"{info['url']}/v1/chat/completions", json=chat("model-a", stream=True)) as answer:
-            await anext(answer.aiter_bytes())
-            node.process.send_signal(signal.SIGTERM)
-            await node.wait(20)
-
-    await ask()
+    url = f"{info['url']}/v1/chat/completions"
+    async with http.stream("POST", url, json=chat("model-a", stream=True)) as answer, aclosing(answer.aiter_bytes()) as body:
+        await anext(body)
+        node.process.send_signal(signal.SIGTERM)
+        await node.wait(20)
+        with pytest.raises(httpx2.HTTPError):
+            await anext(body)
     assert node.process.returncode == 0
     assert "1 requests did not end" in node.log.read_text()
 
