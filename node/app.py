@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.discovery.mdns import Mdns
 from mesh.errors import Misconfigured
 from mesh.peer import Peer, PeerSettings
 from mesh.transport.libp2p import Libp2pTransport
