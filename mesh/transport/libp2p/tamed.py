@@ -93,8 +93,9 @@ class Host(BasicHost):  # type: ignore[misc]  # untyped base
         raw = RawConnection(carrier, initiator=True)
         connection = await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer_id))
         stream = await connection.new_stream()
-        negotiated = await self.multiselect_client.select_one_of([TProtocol(protocol)], MultiselectCommunicator(stream))
-        stream.set_protocol(negotiated)
+        communicator = MultiselectCommunicator(stream)
+        await self.multiselect_client.handshake(communicator)
+        stream.set_protocol(await self.multiselect_client.try_select(communicator, TProtocol(protocol)))
         return stream
 
     async def accept(self, carrier: Carrier) -> IMuxedConn:

@@ -167,6 +167,8 @@ class Libp2pTransport(Transport):
         try:
             await handler(channel)
             await channel.aclose()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            _log.debug("a channel from %s ended under its handler: %s", channel.peer_id, error)
         except Exception:  # noqa: BLE001 - rule 4; it is logged with its trace
             _log.exception("the handler of a channel from %s failed", channel.peer_id)
         finally:
