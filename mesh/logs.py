@@ -48,7 +48,9 @@ def configure(log_format: LogFormat, levels: str, stream: TextIO | None = None) 
     root.handlers[:] = [handler]
     root.setLevel(general)
     for name, level in {**_FOREIGN, **by_module}.items():
-        logging.getLogger(name).setLevel(level)
+        named = logging.getLogger(name)
+        named.setLevel(level)
+        named.propagate = True  # py-libp2p cuts its own off when it is imported
 
 
 def parse_levels(spec: str) -> tuple[int, dict[str, int]]:
@@ -67,6 +69,11 @@ def parse_levels(spec: str) -> tuple[int, dict[str, int]]:
     return general, by_module
 
 
+def printable(text: str) -> str:
+    """The text on one line, its control characters escaped: what others wrote must not steer a terminal or forge a line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Drop the line: rule 3."""
@@ -74,7 +81,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record)} {record.levelname.lower():<7} {record.name}: {_one_line(record.getMessage())}"
+        line = f"{_time(record)} {record.levelname.lower():<7} {record.name}: {printable(record.getMessage())}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -95,7 +102,3 @@ class _JsonFormatter(logging.Formatter):
 def _time(record: logging.LogRecord) -> str:
     moment = dt.datetime.fromtimestamp(record.created, tz=dt.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _one_line(text: str) -> str:
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
