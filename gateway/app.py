@@ -21,14 +21,14 @@ from mesh.openai.routes import OpenAIRoutes
 from mesh.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from mesh.registry import Registry
 
 MAX_CLIENT_ID = 128
 MAX_REQUESTS = 1024
 LONELY_SECONDS = 10.0
-"""So long nobody wonders; then the log says what was tried to find a node."""
+"""So long nobody wonders; then the log says what to do about it."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +52,22 @@ class Gateway:
         self.router = Router()
         self._mount()
 
-    async def run(self, explain: Callable[[], list[str]] = list) -> None:
-        """What goes on beside the requests. `explain` says how nodes were looked for. Runs until cancelled."""
+    async def run(self, addresses: Sequence[str] = ()) -> None:
+        """What goes on beside the requests. `addresses`: where nodes reach this gateway. Runs until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.topics.run)
-            nursery.start_soon(self._explain_loneliness, explain)
+            nursery.start_soon(self._explain_loneliness, addresses)
 
-    async def _explain_loneliness(self, explain: Callable[[], list[str]]) -> None:
+    async def _explain_loneliness(self, addresses: Sequence[str]) -> None:
         await trio.sleep(LONELY_SECONDS)
-        if not self.registry.nodes():
-            logger.warning("no node found after %g s; what was tried: %s", LONELY_SECONDS, "; ".join(explain()) or "nothing")
+        linked = sum(view.live for view in self.registry.peers.values())
+        # Without any link the peer itself says what it tried.
+        if linked and not self.registry.nodes():
+            logger.warning(
+                "linked to %d other peers, but none of them runs a model; start one: mesh-node --bootstrap %s",
+                linked,
+                next(iter(addresses), "ADDRESS"),
+            )
 
     def _mount(self) -> None:
         OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)

@@ -10,7 +10,6 @@ from gateway.app import Gateway
 from gateway.config import GatewayConfig, check_binding
 from gateway.dispatch import DispatchLimits
 from mesh.http import serve as serve_http
-from mesh.messages.record import Hardware
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import Program, launch
 from mesh.transport.libp2p import Libp2pTransport
@@ -22,32 +21,35 @@ def main() -> None:
 
 
 async def serve(program: Program, config: GatewayConfig) -> None:
-    """Join the mesh, serve HTTP, and finish what is in flight when the program is told to stop."""
+    """Serve HTTP, join the mesh, and finish what is in flight when the program is told to stop."""
     check_binding(config)
     peer = _peer(program, config)
     gateway = Gateway(peer.registry, strategy=config.strategy, limits=_limits(config), max_requests=config.max_requests)
     async with trio.open_nursery() as mesh:
-        await mesh.start(peer.run)
-        mesh.start_soon(gateway.run, lambda: list(peer.trail))
-        await _serve_clients(program, config, peer, gateway)
+        with trio.CancelScope() as drain:
+            await _serve_clients(program, config, peer, gateway, mesh, drain)
         mesh.cancel_scope.cancel()
 
 
-async def _serve_clients(program: Program, config: GatewayConfig, peer: Peer, gateway: Gateway) -> None:
-    """Returns when `stopping` was set and every answer is out, or the drain time-out has passed."""
-    with trio.CancelScope() as drain:
-        async with trio.open_nursery() as nursery:
-            stopping = trio.Event()
+async def _serve_clients(
+    program: Program, config: GatewayConfig, peer: Peer, gateway: Gateway, mesh: trio.Nursery, drain: trio.CancelScope
+) -> None:
+    """Returns once `stopping` was set and every answer is out; `drain` gets the deadline for that."""
+    stopping = trio.Event()
 
-            async def listen(*, task_status: trio.TaskStatus[int]) -> None:
-                await serve_http(gateway.router, config.host, config.port, stopping=stopping, task_status=task_status)
+    async def listen(*, task_status: trio.TaskStatus[int]) -> None:
+        await serve_http(gateway.router, config.host, config.port, stopping=stopping, task_status=task_status)
 
-            port: int = await nursery.start(listen)
-            program.ready(addresses=peer.addresses, http=_url(config.host, port))
-            await program.stopping.wait()
-            drain.deadline = trio.current_time() + config.drain_timeout
-            stopping.set()
-            await peer.leave()
+    async with trio.open_nursery() as clients:
+        # The port first: when it is taken, the mesh never hears of this gateway.
+        port: int = await clients.start(listen)
+        await mesh.start(peer.run)
+        mesh.start_soon(gateway.run, peer.addresses)
+        program.ready(addresses=peer.addresses, http=_url(config.host, port))
+        await program.stopping.wait()
+        drain.deadline = trio.current_time() + config.drain_timeout
+        stopping.set()
+        await peer.leave()
 
 
 def _peer(program: Program, config: GatewayConfig) -> Peer:
@@ -58,8 +60,6 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         mesh=config.mesh,
         bootstrap=config.bootstrap,
         mdns=config.mdns,
-        hardware=Hardware(),
-        ports={},
     )
     return Peer(settings, Libp2pTransport(program.identity, config.listen))
 

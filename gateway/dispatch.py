@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 POLL = 0.1
 """Seconds between two looks at the heartbeats while no node is ready; changes of records are told at once."""
+
+logger = logging.getLogger(__name__)
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
 
@@ -134,7 +137,8 @@ class Dispatch:
                     raise interrupted(error) from error
                 if not may_retry(error):
                     raise
-                search.failed(node.record.peer_id, error)
+                logger.info("request %s: %s could not answer (%s)", request.request_id, node.record.name, error.code)
+                search.failed(node.peer_id, error)
             else:
                 return
 
@@ -156,7 +160,7 @@ class Dispatch:
         changed = trio.Event()
 
         def listen(event: RegistryEvent) -> None:
-            search.tried.discard(event.peer.record.peer_id)
+            search.tried.discard(event.peer.peer_id)
             changed.set()
 
         started, node = trio.current_time(), None

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mesh.identity import PeerId
     from mesh.messages.link import ModelLoad
 
@@ -113,9 +115,10 @@ class Observations:
             found = self._pairs[peer_id, model] = Observation()
         return found
 
-    def of_node(self, peer_id: PeerId) -> list[Observation]:
-        """Everything seen of one node."""
-        return [seen for (node, _), seen in self._pairs.items() if node == peer_id]
+    def known(self, peer_id: PeerId, models: Iterable[str]) -> list[Observation]:
+        """What was seen of these models of one node; nothing for those that were never looked at."""
+        found = (self._pairs.get((peer_id, model)) for model in models)
+        return [seen for seen in found if seen is not None]
 
     def _make_room(self) -> None:
         if len(self._pairs) < self._limit:

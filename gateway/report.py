@@ -118,7 +118,7 @@ def _tasks(models: Iterable[ModelEntry]) -> list[str]:
 
 
 def _seen(view: PeerView, dispatch: Dispatch) -> list[Observation]:
-    return dispatch.router.observations.of_node(view.record.peer_id)
+    return dispatch.router.observations.known(view.peer_id, (entry.id for entry in view.record.models))
 
 
 def _metrics(view: PeerView, seen: list[Observation]) -> Json:

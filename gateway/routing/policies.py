@@ -94,7 +94,7 @@ def _known_itl(candidate: Candidate) -> float | None:
     if candidate.itl is not None:
         return candidate.itl
     if candidate.decode_rate > 0:
-        return max(1, min(candidate.busy, candidate.slots)) / candidate.decode_rate
+        return 1 / candidate.decode_rate
     return None
 
 

@@ -43,7 +43,7 @@ class Candidate:
     slots: int = 1
     prefill_rate: float = 0.0
     decode_rate: float = 0.0
-    """Tokens per second of the whole engine; 0 = not measured yet."""
+    """Tokens per second: prefill of the whole engine, decode of one request. 0 = not measured yet."""
     wake: float = 0.0
     weight: float = 1.0
     ttft: float | None = None

@@ -15,7 +15,7 @@ from gateway.cli import main
 try:
     main()
 finally:
-    heavy = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "tokenizers", "node", "bootstrap"})
+    heavy = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "tokenizers", "safetensors"})
     print("loaded", heavy, flush=True)
 """
 

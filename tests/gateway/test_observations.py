@@ -68,4 +68,4 @@ def test_pairs_are_bounded_and_those_in_use_are_kept():
         observations.of(PeerId(f"node {number}"), "m").tried_at = float(number + 1)
     assert len(observations) <= 16
     assert observations.of(PeerId("used"), "m") is used
-    assert observations.of_node(PeerId("used")) == [used]
+    assert observations.known(PeerId("used"), ["m", "never asked for"]) == [used]
