@@ -113,6 +113,7 @@ class Host(BasicHost):  # type: ignore[misc]  # untyped base
 
 class _Swarm(Swarm):  # type: ignore[misc]  # untyped base
     def __init__(self, peer_id: ID, store: PeerStore, upgrader: TransportUpgrader, nursery: trio.Nursery) -> None:
+        # The stock values open connections to known peers below 100, close some above 200, and above 3 to one peer.
         config = ConnectionConfig(
             max_connections=MAX_CONNECTIONS,
             min_connections=0,
@@ -149,12 +150,6 @@ class _Swarm(Swarm):  # type: ignore[misc]  # untyped base
     async def notify_disconnected(self, conn: INetConn) -> None:
         """Without the auto-connector's list, which keeps every peer that ever left."""
         await self._notify("disconnected", conn)
-
-    def _schedule_prune(self) -> None:
-        """Nothing: a connection is closed by its owner."""
-
-    def _trim_connections(self, peer_id: ID) -> None:
-        """Nothing: two peers may share any number of connections."""
 
 
 class _Tasks:
