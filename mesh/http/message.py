@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from mesh.http.websocket import WebSocket
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One request, complete. `path` is decoded, `target` is the path as sent; `client` is an IP address."""
+    """One request, complete. `path` is decoded; `client` is an IP address."""
 
     method: str
     path: str
-    target: str
     query: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     """By lower-case name; values of a repeated header are joined by a comma."""
@@ -31,6 +30,8 @@ class Request:
     params: dict[str, str] = field(default_factory=dict)
     """The parts of the path that the route names in braces."""
     client: str = ""
+    target: str = ""
+    """The path as it was sent, percent signs and all; "" stands for `path`."""
 
 
 class Response:

@@ -72,9 +72,10 @@ class Router:
 
     def _handlers(self, request: Request) -> dict[str, Handler]:
         """What is known at the request's path, by method; fills in its parameters."""
-        if exact := self._exact.get(request.target):
+        target = request.target or request.path
+        if exact := self._exact.get(target):
             return exact
-        segments = [unquote(segment) for segment in request.target.split("/")]
+        segments = [unquote(segment) for segment in target.split("/")]
         known: dict[str, Handler] = dict(self._exact.get("/".join(segments), {}))
         for route in self._patterns.values():
             params = route.match(segments)

@@ -45,7 +45,7 @@ def handshake(request: Request) -> bytes:
     """The bytes that accept the upgrade. Raises BadRequest (426 when none was asked for) or Denied."""
     check_websocket_origin(request)
     protocol = ServerProtocol(logger=_PROTOCOL_LOGGER)
-    response = protocol.accept(HandshakeRequest(request.target, Headers(request.headers), request.method))
+    response = protocol.accept(HandshakeRequest(request.target or request.path, Headers(request.headers), request.method))
     if protocol.handshake_exc is None:
         return response.serialize()
     if isinstance(protocol.handshake_exc, InvalidUpgrade):

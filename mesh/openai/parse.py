@@ -82,8 +82,7 @@ def _parse(request: Request, kind: type[T], required: str, neutral: dict[str, li
         raise BadRequest("model is empty; GET /v1/models lists what there is", param="model")
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed with stream: true", param="stream_options")
-    known = {field.name for field in msgspec.structs.fields(kind)} | neutral.keys()
-    return Parsed(body, [name for name in fields if name not in known])
+    return Parsed(body, [name for name in fields if name not in kind.__struct_fields__ and name not in neutral])
 
 
 def _fields(request: Request, required: str) -> dict[str, msgspec.Raw]:

@@ -363,6 +363,16 @@ async def test_connections_over_the_cap_are_told_so(running, router):
         assert (await fourth.answer())[0] == 200
 
 
+async def test_far_over_the_cap_connections_are_closed_without_a_word(running, router):
+    async with running(router, connections=1) as server:
+        crowd = [await server.connect() for _ in range(1 + 64)]
+        await crowd[-1].head()
+        late = await server.connect()
+        assert await late.rest() == b""
+        await crowd[0].send(GET)
+        assert (await crowd[0].answer())[0] == 200
+
+
 async def test_accepted_sockets_do_not_delay_small_writes(running, router, monkeypatch):
     undelayed: list[int] = []
     real = socket.socket.setsockopt
