@@ -28,6 +28,11 @@ LLAMA3_TEMPLATE = (
 LLAMA3_END = "<|eot_id|>"
 
 
+def param_of(request: InferenceRequest) -> str:
+    """The field that holds the prompt, for errors about it."""
+    return "messages" if request.task == "chat" else "prompt"
+
+
 class Prompts:
     """Makes prompts for one model. `vocabulary` is the number of rows of its embedding."""
 
@@ -46,7 +51,10 @@ class Prompts:
             case other:
                 raise BadRequest(f"this model does not do the task {other}", code="unsupported_task", param="task")
         if not ids:
-            raise BadRequest("the prompt is empty", param="messages" if request.task == "chat" else "prompt")
+            raise BadRequest("the prompt is empty", param=param_of(request))
+        for token in ids:
+            if not 0 <= token < self._vocabulary:
+                raise BadRequest(f"token id {token} is not in the vocabulary of {self._vocabulary}", param=param_of(request))
         return ids
 
     def _completion(self, request: InferenceRequest) -> list[int]:
@@ -56,9 +64,6 @@ class Prompts:
         if isinstance(prompt, str):
             ids: list[int] = self._tokenizer(prompt).input_ids
             return ids
-        for token in prompt:
-            if not 0 <= token < self._vocabulary:
-                raise BadRequest(f"token id {token} is not in the vocabulary of {self._vocabulary}", param="prompt")
         return list(prompt)
 
     def _chat(self, request: InferenceRequest) -> list[int]:

@@ -21,7 +21,7 @@ from mesh.errors import BackendFailed, BadRequest, MeshError, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done, Event, FinishReason
 from mesh.messages.worker import EngineLoad, Step
 from mesh.service import fail_of
-from node.worker.chat import Prompts
+from node.worker.chat import Prompts, param_of
 from node.worker.detokenizer import Detokenizer, TextStream, token_kinds
 from node.worker.sampling import Draw, sample
 from node.worker.scheduler import Scheduler, Share
@@ -141,7 +141,7 @@ class Engine:
             raise BadRequest(
                 f"the prompt has {len(ids)} tokens and the model's context only {self._runner.context_length}; shorten it",
                 code="context_length_exceeded",
-                param="messages" if request.task == "chat" else "prompt",
+                param=param_of(request),
             )
         draw = Draw(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, seed=request.seed)
         left = math.inf if request.deadline_ms is None else request.deadline_ms / 1000

@@ -1,11 +1,13 @@
 """For models that slot attention cannot do exactly: transformers' own `generate`, one sequence at a time.
 
 Soft caps, attention sinks, recurrent and hybrid layers keep their state in the model's own cache, whatever that is.
-Each step asks `generate` for one more token's logits and goes on from the cache that it returned.
+`generate` computes the prompt; the next steps go on from the state that it returned. Where that was found not to give what
+computing everything again gives (`keeps_state` False), everything is computed again: slow and right.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,16 +28,23 @@ class GenerateRunner:
 
     def __init__(self, model: Any, context_length: int) -> None:
         self.context_length = context_length
+        self.keeps_state = True
         self._model = model
+        # Where `generate` returns the state is always the same; what the model calls it is not.
+        recurrent = "cache_params" in inspect.signature(model.forward).parameters
+        self._state_name = "cache_params" if recurrent else "past_key_values"
         self._state: dict[str, Any] = {}
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """See `node.worker.runner.Runner`."""
         (share,) = shares
         assert share.completes
-        if share.sequence.computed == 0:
-            self._state = {}
         ids = torch.tensor([share.sequence.tokens], device=self._model.device)
+        if share.sequence.computed and self._state:
+            return self._go_on(ids[:, share.sequence.computed :])
+        return self._start(ids)
+
+    def _start(self, ids: Tensor) -> Tensor:
         answer = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -45,10 +54,15 @@ class GenerateRunner:
             pad_token_id=0,
             return_dict_in_generate=True,
             output_logits=True,
-            **self._state,
         )
-        self._state = {name: answer[name] for name in ("past_key_values", "cache_params") if answer.get(name) is not None}
+        self._state = {self._state_name: answer.past_key_values} if self.keeps_state else {}
         logits: Tensor = answer.logits[0]
+        return logits
+
+    def _go_on(self, ids: Tensor) -> Tensor:
+        answer = self._model(input_ids=ids, use_cache=True, **self._state)
+        self._state = {self._state_name: answer[self._state_name]}
+        logits: Tensor = answer.logits[:, -1]
         return logits
 
     def move(self, source: int, target: int, length: int) -> None:  # noqa: ARG002 - there is one slot

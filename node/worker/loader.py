@@ -28,10 +28,10 @@ from node.worker.directory import ModelDirectory, open_directory
 from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
 from node.worker.runner import Runner, SlotRunner
-from node.worker.suitability import check_configuration, check_model, probe
+from node.worker.suitability import check_configuration, check_model, check_state, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _logger = logging.getLogger(__name__)
@@ -118,18 +118,28 @@ def _progress(report: Callable[[Loading], None]) -> Callable[..., Any]:
     def hook(factory: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
         if not args or not hasattr(args[0], "__len__"):
             return factory(*args, **{**arguments, "disable": True})
-        return _counted(args[0], report)
+        return _Bar(args[0], report)
 
     return hook
 
 
-def _counted(items: Any, report: Callable[[Loading], None]) -> Any:
-    total = len(items)
-    for done, item in enumerate(items):
-        if done % max(1, total // 100) == 0:
-            report(Loading(done=done, total=total, phase="weights"))
-        yield item
-    report(Loading(done=total, total=total, phase="weights"))
+class _Bar:
+    """Stands in for a tqdm bar over a collection; its other methods do nothing."""
+
+    def __init__(self, items: Any, report: Callable[[Loading], None]) -> None:
+        self._items = items
+        self._report = report
+
+    def __iter__(self) -> Iterator[Any]:
+        total = len(self._items)
+        for done, item in enumerate(self._items):
+            if done % max(1, total // 100) == 0:
+                self._report(Loading(done=done, total=total, phase="weights"))
+            yield item
+        self._report(Loading(done=total, total=total, phase="weights"))
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 def _runner(model: Any, options: Options) -> Runner:
@@ -143,7 +153,15 @@ def _runner(model: Any, options: Options) -> Runner:
         _check(model, runner)
     except Inexact as reason:
         _logger.warning("the model runs on plain generate, one request at a time: %s", reason)
-        return GenerateRunner(model, options.context or min(longest, DEFAULT_CONTEXT))
+        return _generating(model, options.context or min(longest, DEFAULT_CONTEXT))
+    return runner
+
+
+def _generating(model: Any, context_length: int) -> GenerateRunner:
+    runner = GenerateRunner(model, context_length)
+    runner.keeps_state = check_state(runner, probe(_vocabulary(model)))
+    if not runner.keeps_state:
+        _logger.warning("the model cannot go on from a state: every token computes the whole sequence again")
     return runner
 
 
@@ -214,8 +232,8 @@ def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner
     digest = weights_digest(directory)
     dtype = str(model.dtype).removeprefix("torch.")
     template = str(tokenizer.chat_template or "")
-    versions = (__version__, torch.__version__, transformers.__version__)
-    tokenizer_name = type(tokenizer).__name__
+    versions = (__version__, torch.__version__, transformers.__version__, type(tokenizer).__name__)
+    ends = str(sorted(end_tokens(model, tokenizer)))
     return Ready(
         context_length=runner.context_length,
         vocabulary=_vocabulary(model),
@@ -226,7 +244,7 @@ def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner
         device_memory=device.memory,
         dtype=dtype,
         weights_digest=digest,
-        numerics=numerics_digest(digest, tokenizer_name, template, dtype, device.device.type, str(runner.batching), *versions),
+        numerics=numerics_digest(digest, template, ends, dtype, device.device.type, str(runner.batching), *versions),
         architecture=type(model).__name__,
         batching=runner.batching,
     )

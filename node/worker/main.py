@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run until the node closes the socket. Exits 2 after a Refusal, 1 when the engine is broken for good."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group, and the node still wants to drain
     connection = NodeConnection(socket.socket(fileno=options.socket_fd))
     connection.start()
     connection.send(Loading(done=0, total=0, phase="starting"))
@@ -68,6 +70,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
     # Threads that spin while they wait for each other made steps 4 to 80 times slower when other processes used the cores too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a model is a local directory; nothing here may ask the network
     # Imported here: it takes seconds, and the connection must live meanwhile.
     import torch
 

@@ -6,6 +6,7 @@ A nearly right answer is worse than a slow one, so every doubt sends the model t
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,10 @@ from node.worker.sequence import Sequence
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from node.worker.fallback import GenerateRunner
     from node.worker.runner import SlotRunner
+
+_logger = logging.getLogger(__name__)
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 UNSUPPORTED = ("attn_logit_softcapping", "attention_chunk_size", "alibi", "use_alibi", "layer_block_type", "layers_block_type")
@@ -56,20 +60,45 @@ def check_model(runner: SlotRunner, expected: Tensor, *, config: Any, tokens: li
 
     `expected` are the logits after the last of `tokens`, computed by the model's own attention.
     """
-    stream = TextStream(Detokenizer(None), ())
-    sequence = Sequence(
-        number=-1, tokens=tokens, prompt_length=len(tokens), limit=1, draw=Draw(temperature=0), stream=stream, slot=0
-    )
+    sequence = _sequence(tokens, 0)
     for count in (len(tokens) // 2, len(tokens) - len(tokens) // 2 - 1, 1):
         with torch.inference_mode():
             logits = runner.run([Share(sequence, count)])
         sequence.computed += count
     runner.reset()
     _check_windows(runner.windows, config)
-    spread = float(expected.max() - expected.min()) or 1.0
-    difference = float((logits[0].float() - expected.float()).abs().max()) / spread
+    difference = _difference(logits[0], expected)
     if not difference <= AGREEMENT[runner.cache.keys.dtype]:
         raise Inexact(f"its logits differ by {difference:.2g} of their spread")
+
+
+def check_state(runner: GenerateRunner, tokens: list[int]) -> bool:
+    """Whether going on from the state that `generate` returned gives the same logits as computing everything again."""
+    going_on, afresh = _sequence(tokens[:-1], 0), _sequence(tokens, 0)
+    with torch.inference_mode():
+        try:
+            runner.run([Share(going_on, going_on.pending)])
+            going_on.tokens, going_on.computed = tokens, len(tokens) - 1
+            continued = runner.run([Share(going_on, 1)])
+        # Models that take no state back say so in many ways.
+        except Exception as error:  # noqa: BLE001 - the answer is the same for all of them
+            _logger.info("going on from a state failed: %r", error)
+            return False
+        expected = runner.run([Share(afresh, afresh.pending)])
+    runner.reset()
+    return _difference(continued, expected) <= AGREEMENT[expected.dtype]
+
+
+def _sequence(tokens: list[int], slot: int) -> Sequence:
+    stream = TextStream(Detokenizer(None), ())
+    draw = Draw(temperature=0)
+    return Sequence(number=-1, tokens=tokens, prompt_length=len(tokens), limit=1, draw=draw, stream=stream, slot=slot)
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    """The largest difference of two logits, as a part of their spread."""
+    spread = float(expected.max() - expected.min()) or 1.0
+    return float((logits.float() - expected.float()).abs().max()) / spread
 
 
 def _check_windows(windows: dict[int, int | None], config: Any) -> None:

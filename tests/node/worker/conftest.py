@@ -180,6 +180,11 @@ class Driver:
 
 
 @pytest.fixture(scope="session")
+def drive() -> type[Driver]:
+    return Driver
+
+
+@pytest.fixture(scope="session")
 def make_driver(models_folder: Path) -> Any:
     def make(name: str = "llama", *, slots: int = 16, budget: int = 512, queue: int = 256, **options: Any) -> Driver:
         limits = Limits(budget=budget, queue=queue)

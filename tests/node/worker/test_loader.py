@@ -99,7 +99,9 @@ def test_end_tokens_are_all_that_are_named(models_folder: Path, tokenizer: Any) 
     assert loader.end_tokens(model, tokenizer) == {5, 6, 7, tokenizer.eos_token_id}
 
 
-def test_a_recurrent_model_runs_on_generate(models_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_recurrent_model_runs_on_generate(
+    models_folder: Path, tmp_path: Path, drive: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     path = shutil.copytree(models_folder / "llama", tmp_path / "mamba")
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.5)
@@ -107,7 +109,20 @@ def test_a_recurrent_model_runs_on_generate(models_folder: Path, tmp_path: Path,
     engine, ready = load(Options(path=path, device="cpu", dtype="float32"), ignore)
     assert (ready.batching, ready.slots) == (False, 1)
     assert "plain generate" in caplog.text
-    assert engine.load.slots == 1
+    assert engine._runner.keeps_state
+    _check_mamba(drive(engine), path)
+    engine._runner.keeps_state = False
+    _check_mamba(drive(engine), path)
+
+
+def _check_mamba(driver: Any, path: Path) -> None:
+    numbers = [driver.submit(prompt=prompt, max_tokens=10) for prompt in ([5, 6, 7], [9])]
+    driver.run()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    for number, prompt in zip(numbers, ([5, 6, 7], [9]), strict=True):
+        ids = torch.tensor([prompt])
+        answer = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=0)
+        assert driver.outcomes[number].ids == answer[0, len(prompt) :].tolist()
 
 
 class Sabotage:
