@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.discovery.mdns import Mdns
-from mesh.errors import Misconfigured
+from mesh.errors import MeshError, Misconfigured
 from mesh.peer import Peer, PeerSettings
 from mesh.transport.libp2p import Libp2pTransport
 from node.backends.build import build_backends
@@ -70,7 +69,7 @@ class Node:
             self._service.on_change(partial(self._changed, peer))
             self._announce(peer)
             await self._start(nursery, peer)
-            nursery.start_soon(self._tell_load, peer)
+            nursery.start_soon(self._keep_announcing, peer)
             program.ready(addresses=peer.addresses, http=url_of(config.host, port + 1))
             await program.stopping.wait()
             await self._leave(peer)
@@ -100,17 +99,21 @@ class Node:
         if all(status.refused for status in statuses):
             raise Misconfigured("; ".join(status.last_error or "the model was refused" for status in statuses))
 
-    def _changed(self, peer: Peer) -> None:
-        self._progress.changed(self._service.entries())
-        self._announce(peer)
-
     def _announce(self, peer: Peer) -> None:
         peer.announce(self._service.entries(), self._service.load())
 
-    async def _tell_load(self, peer: Peer) -> None:
+    def _changed(self, peer: Peer) -> None:
+        self._progress.changed(self._service.entries())
+        try:
+            self._announce(peer)
+        except MeshError as error:
+            # It grew over the record's limit while it ran: the others hear what was announced before.
+            logger.error("cannot tell the mesh what changed: %s", error.message)  # noqa: TRY400 - the message says it all
+
+    async def _keep_announcing(self, peer: Peer) -> None:
         while True:
             await trio.sleep(LOAD_INTERVAL)
-            self._announce(peer)
+            self._changed(peer)
 
     async def _leave(self, peer: Peer) -> None:
         limit = self._config.drain_timeout
@@ -120,5 +123,9 @@ class Node:
             self._ports.stop()
             await self._service.idle()
             await self._ports.stopped.wait()
+            async with trio.open_nursery() as nursery:
+                for link in list(peer.links.values()):
+                    # Closing writes what is queued: the last words of the answers.
+                    nursery.start_soon(link.close, "the node stops")
         if scope.cancelled_caught:
             logger.warning("%d requests did not end within the drain time-out of %g s", self._service.running, limit)

@@ -21,6 +21,6 @@ def main() -> None:
 
 async def _serve(program: Program, config: NodeConfig) -> None:
     # Imported late: --help and a mistyped flag are answered without loading the network.
-    from node.app import serve  # noqa: PLC0415
+    from node.app import serve
 
     await serve(program, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - the schema is read at run time
 from typing import Annotated, Literal
 
 import msgspec
@@ -38,13 +38,11 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
         Literal["auto", "float32", "bfloat16", "float16"], Option(help="How weights are computed; auto is the checkpoint's own.")
     ] = "auto"
     slots: Annotated[
-        int | None,
-        msgspec.Meta(ge=1, le=4096),
+        Annotated[int, msgspec.Meta(ge=1, le=4096)] | None,
         Option(help="Requests computed at the same time, per model.", default_help="the engine's choice"),
     ] = None
     context: Annotated[
-        int | None,
-        msgspec.Meta(ge=1),
+        Annotated[int, msgspec.Meta(ge=1)] | None,
         Option(help="Tokens of prompt and answer together.", default_help="what model and memory allow"),
     ] = None
     host: Annotated[str, Option(help="The address of the HTTP ports; one that others reach needs --insecure.")] = "127.0.0.1"
@@ -67,6 +65,4 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
         Option(help="For mock: the models and knobs, as in 'model-a,model-b;tokens_per_second=50;first_token_ms=20'."),
     ] = ""
     path: Annotated[Path | None, Option(help="For torch: a model directory, served under the folder's name.")] = None
-    max_restarts: Annotated[
-        int, msgspec.Meta(ge=0), Option(help="Restarts in a row after which a model is given up.")
-    ] = 10_000
+    max_restarts: Annotated[int, msgspec.Meta(ge=0), Option(help="Restarts in a row after which a model is given up.")] = 10_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import trio
 from mesh.errors import Misconfigured, Unavailable
 from mesh.http import Request, Response, Router, serve
 from mesh.openai.routes import OpenAIRoutes
+from mesh.openai.translate import model_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,8 +77,7 @@ class SupervisorRoutes:
         entries = [entry for entry in self._service.entries() if entry.state in ("ready", "asleep")]
         if not entries:
             raise Unavailable("no model of this node is ready; see /health", code="model_loading", retry_after=2)
-        data = [{"id": entry.id, "object": "model", "created": entry.created, "owned_by": "infermesh"} for entry in entries]
-        return Response.json({"object": "list", "data": data})
+        return Response.json({"object": "list", "data": [model_object(entry) for entry in entries]})
 
     async def _info(self, _: Request) -> Response:
         me, statuses = self._identification(), self._statuses()
@@ -156,10 +157,11 @@ class Ports:
         for attempt in range(1 if port else _ATTEMPTS):
             try:
                 await self._run_pair(host, port or free_pair(host), task_status)
-                return
             except Misconfigured:
                 if port or self.port or attempt == _ATTEMPTS - 1:
                     raise
+            else:
+                return
 
     async def _run_pair(self, host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
         openai = partial(serve, self._openai, host, port, stopping=self._stopping)
@@ -170,7 +172,9 @@ class Ports:
                 try:
                     await nursery.start(supervisor)
                 except Misconfigured as error:
-                    raise Misconfigured(f"--port {port} needs {port + 1} as well, for health and info: {error.message}") from error
+                    raise Misconfigured(
+                        f"--port {port} needs {port + 1} as well, for health and info: {error.message}"
+                    ) from error
                 self.port = port
                 task_status.started(port)
         except* Misconfigured as group:
@@ -190,21 +194,19 @@ def url_of(host: str, port: int) -> str:
 def free_pair(host: str) -> int:
     """A port P such that P and P+1 are free right now. Raises Misconfigured when none is found."""
     for _ in range(_ATTEMPTS):
-        with _bound(host, 0) as first:
+        try:
+            first = _bound(host, 0)
+        except OSError as error:
+            raise Misconfigured(f"cannot listen on {host!r}: {error}; give --host an address of this machine") from error
+        with first, suppress(OSError, OverflowError):
             port = int(first.getsockname()[1])
-            try:
-                with _bound(host, port + 1):
-                    return port
-            except (OSError, OverflowError):
-                continue
+            _bound(host, port + 1).close()
+            return port
     raise Misconfigured(f"found no two free ports side by side on {host}; give them with --port")
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, UnicodeError) as error:
-        raise Misconfigured(f"{host!r} is not an address of this machine: {error}; give --host one that is") from error
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.bind(address)

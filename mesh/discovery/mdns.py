@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from mesh.identity import PeerId
 
+__all__ = ["Found", "Mdns"]
+
 SERVICE = "_p2p._udp.local."
 MAX_PENDING = 256
 GOODBYE_TIMEOUT = 1.0

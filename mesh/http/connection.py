@@ -260,6 +260,7 @@ class Connection:
             self._websocket.stop()
         self._websocket.feed(self._parser.take_rest())
         await self._websocket.run(response.handle)
+        self._scope.cancel()  # its end was bounded; whatever is not sent by now will not be
 
     def _exchange(self, incoming: Incoming | None, *, keep_alive: bool) -> Exchange:
         return Exchange(self._output, incoming, keep_alive=keep_alive, buffered_bytes=self._limits.buffered_bytes)

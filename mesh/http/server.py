@@ -56,7 +56,10 @@ async def serve(
                 for listener in listeners:
                     accepting.start_soon(server.accept, listener, connections)
                 task_status.started(listeners[0].getsockname()[1])
-                await (trio.sleep_forever() if stopping is None else stopping.wait())
+                if stopping is None:
+                    await trio.sleep_forever()
+                else:
+                    await stopping.wait()
                 accepting.cancel_scope.cancel()
         server.stop()
 

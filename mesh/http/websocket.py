@@ -78,7 +78,10 @@ class WebSocket:
     # For the handler.
 
     async def receive(self) -> str | bytes:
-        """The next message. Blocks until there is one; raises trio.EndOfChannel after `close` and when the server stops."""
+        """The next message. Blocks until there is one; raises trio.EndOfChannel after `close` and when the server stops.
+
+        A handler may let that through: it then ends as if it had returned.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._messages:
             if self._ended:
@@ -126,8 +129,8 @@ class WebSocket:
         self._pass_on()
         self._bound()
         if self._protocol.state is not State.OPEN and not self._ended:
+            self._handler.cancel()  # before the end is told, or a waiting `receive` would see that instead
             self._end()
-            self._handler.cancel()
 
     def stop(self) -> None:
         """Let the handler know that the server stops; see rule 3."""
@@ -151,6 +154,8 @@ class WebSocket:
         try:
             with self._handler:
                 await handle(self)
+        except trio.EndOfChannel:
+            pass  # a loop over `receive` ends like this
         except Exception as error:
             known = public_error(error)
             if known is not None:
@@ -160,6 +165,7 @@ class WebSocket:
         return (CloseCode.GOING_AWAY, "the server stops") if self._stopping else (CloseCode.NORMAL_CLOSURE, "")
 
     async def _keep_alive(self) -> None:
+        await trio.sleep(self._limits.ping_seconds)
         while True:
             pinged = trio.current_time()
             if self._protocol.state is State.OPEN:
@@ -201,8 +207,8 @@ class WebSocket:
 
     def _bound(self) -> None:
         if self._output.pending > self._limits.buffered_bytes and self._protocol.state is State.OPEN:
-            self._say_close(CloseCode.TRY_AGAIN_LATER, "you read too slowly")
             self._handler.cancel()
+            self._say_close(CloseCode.TRY_AGAIN_LATER, "you read too slowly")
 
     def _say_close(self, code: int, reason: str) -> None:
         self._end()

@@ -74,6 +74,8 @@ class LinkSide:
     load: Callable[[], Mapping[str, ModelLoad]] = dict
     admit: Callable[[Link], None] = lambda _link: None
     """Called once the other side's hello is checked. A MeshError that it raises refuses the link, with its code and message."""
+    up: Callable[[Link], None] = lambda _link: None
+    """Called once both sides are in, before anything else is read."""
     heard: Callable[[Link, Control], Awaitable[None]] = _ignore
     """Called for each control message, after the link took it in. The reader waits for it."""
 
@@ -156,6 +158,12 @@ class Link:
     async def flush(self) -> None:
         """Wait until everything queued is written, or the link ended."""
         await self._writer.flush()
+
+    async def idle(self) -> None:
+        """Wait until no request runs on it in either direction, or it ended."""
+        while (self.in_flight or self.serving) and not self.closed.is_set():
+            with trio.move_on_after(INTERVAL):
+                await self.closed.wait()
 
     async def close(self, reason: str) -> None:
         """Say Leave, write what is pending, end. Blocks for at most CLOSE_LIMIT; requests under way are lost."""
@@ -247,6 +255,7 @@ class Link:
             async with trio.open_nursery() as nursery:
                 self._served = ServedRequests(self._writer, self._side.service, self._side.load, nursery)
                 self._writer.beat()
+                self._side.up(self)
                 task_status.started(self)
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read, rest, self._served)

@@ -37,7 +37,9 @@ def build_backends(config: NodeConfig, *, on_loading: Callable[[str, Loading], N
 
 def _mocks(config: NodeConfig) -> Sequence[Backend]:
     if config.model or config.path:
-        raise Misconfigured("--service-type mock has no use for --model and --path; name its models with --args 'model-a,model-b'")
+        raise Misconfigured(
+            "--service-type mock has no use for --model and --path; name its models with --args 'model-a,model-b'"
+        )
     try:
         models, settings = parse_mock(config.args)
     except ValueError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -193,10 +194,9 @@ class MockBackend(Backend):
         self._since = trio.current_time()
         task_status.started()
         while True:
-            if not self._wheel:
-                self._work = trio.Event()
+            self._work = trio.Event()
+            with trio.move_on_at(self._wheel[0][0] if self._wheel else math.inf):
                 await self._work.wait()
-            await trio.sleep_until(self._wheel[0][0])
             self._step(trio.current_time() + TICK / 2)
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
@@ -248,13 +248,16 @@ class MockBackend(Backend):
 
     def _step(self, horizon: float) -> None:
         """Emit one word of everything that is due before `horizon`."""
-        self._steps += 1
         due: list[_Job] = []
         while self._wheel and self._wheel[0][0] <= horizon:
             due.append(heapq.heappop(self._wheel)[2])
+        self._steps += bool(due)
         for job in due:
-            if not job.gone:
-                self._advance(job)
+            try:
+                if not job.gone:
+                    self._advance(job)
+            except Exception as error:  # noqa: BLE001 - one broken receiver must not end the loop that serves all
+                job.end(error)
 
     def _advance(self, job: _Job) -> None:
         settings = self._settings

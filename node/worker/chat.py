@@ -11,6 +11,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
 from mesh.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Prompts:
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._template: str | None = None if tokenizer.chat_template else LLAMA3_TEMPLATE
+        self._template: str = tokenizer.get_chat_template() if tokenizer.chat_template else LLAMA3_TEMPLATE
 
     def ids(self, request: InferenceRequest) -> list[int]:
         """The prompt's token ids, at least one. Raises BadRequest."""
@@ -63,15 +65,14 @@ class Prompts:
         if not request.messages:
             raise BadRequest("there are no messages", param="messages")
         messages = [_as_text(message, index) for index, message in enumerate(request.messages)]
-        now = datetime.fromtimestamp(request.created, UTC)
         try:
+            self._set_clock(request.created)
             ids: list[int] = self._tokenizer.apply_chat_template(
                 messages,
                 chat_template=self._template,
                 add_generation_prompt=True,
                 return_dict=False,
                 sanitize_control_tokens=True,
-                strftime_now=now.strftime,
             )
         # A template is a program of the model's authors; whatever it raises, it raises because of these messages.
         except Exception as error:
@@ -79,6 +80,12 @@ class Prompts:
                 f"the model's chat template does not take these messages: {error}", code="invalid_messages", param="messages"
             ) from error
         return ids
+
+    def _set_clock(self, created: int) -> None:
+        """Let the template's `strftime_now` tell this time. Functions cannot be arguments, so it goes to the globals."""
+        if "strftime_now" in self._template:
+            now = datetime.fromtimestamp(created, UTC)
+            _compile_jinja_template(self._template).environment.globals["strftime_now"] = now.strftime
 
 
 def _as_text(message: dict[str, Any], index: int) -> dict[str, Any]:

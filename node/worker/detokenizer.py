@@ -4,11 +4,12 @@
 2. A piece never ends inside a character: bytes that may still become one are held back, at most until `flush`.
 3. Text that may be the beginning of a stop string is held back; a stop string and what follows it is never given out.
 4. Where a tokenizer spells rare characters in byte tokens (`<0xE4>`), a run of them is decoded as a whole, so it is held back
-   until it ends.
+   until it ends. A special token, which is skipped, does not end it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,12 +18,20 @@ if TYPE_CHECKING:
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenKinds:
+    """The ids that end no text of their own: byte tokens and special tokens."""
+
+    bytes: frozenset[int] = frozenset()
+    special: frozenset[int] = frozenset()
+
+
 class Detokenizer:
     """Decodes one stream. Only the ids since the last piece but one are decoded again, so a step costs the same throughout."""
 
-    def __init__(self, tokenizer: Any, byte_tokens: frozenset[int] = frozenset()) -> None:
+    def __init__(self, tokenizer: Any, tokens: TokenKinds | None = None) -> None:
         self._tokenizer = tokenizer
-        self._byte_tokens = byte_tokens
+        self._tokens = tokens or TokenKinds()
         self._ids: list[int] = []
         self._context = 0
         self._given = 0
@@ -30,9 +39,8 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that this token completes."""
         self._ids.append(token)
-        if token in self._byte_tokens:
-            return ""
-        return self._piece(final=False)
+        quiet = token in self._tokens.bytes or token in self._tokens.special
+        return "" if quiet else self._piece(final=False)
 
     def flush(self) -> str:
         """What is still held back, as the tokenizer decodes it when nothing follows."""
@@ -51,10 +59,14 @@ class Detokenizer:
         return text
 
 
-def byte_tokens_of(tokenizer: Any) -> frozenset[int]:
-    """The ids of a tokenizer's byte tokens; none for byte-level vocabularies, which need no such care."""
+def token_kinds(tokenizer: Any) -> TokenKinds:
+    """Look a tokenizer's vocabulary through. Byte-level vocabularies have no byte tokens and need no such care."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    return frozenset(vocabulary[name] for name in (f"<0x{byte:02X}>" for byte in range(256)) if name in vocabulary)
+    names = (f"<0x{byte:02X}>" for byte in range(256))
+    return TokenKinds(
+        bytes=frozenset(vocabulary[name] for name in names if name in vocabulary),
+        special=frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special),
+    )
 
 
 class StopMatcher:

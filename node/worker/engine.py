@@ -22,7 +22,7 @@ from mesh.messages.inference import Accepted, Delta, Done, Event, FinishReason
 from mesh.messages.worker import EngineLoad, Step
 from mesh.service import fail_of
 from node.worker.chat import Prompts
-from node.worker.detokenizer import Detokenizer, TextStream, byte_tokens_of
+from node.worker.detokenizer import Detokenizer, TextStream, token_kinds
 from node.worker.sampling import Draw, sample
 from node.worker.scheduler import Scheduler, Share
 from node.worker.sequence import Sequence
@@ -58,7 +58,7 @@ class Engine:
         limits = limits or Limits()
         self._runner = runner
         self._tokenizer = tokenizer
-        self._byte_tokens = byte_tokens_of(tokenizer)
+        self._token_kinds = token_kinds(tokenizer)
         self._prompts = Prompts(tokenizer, vocabulary)
         self._end_tokens = end_tokens
         budget = limits.budget if runner.batching else runner.context_length
@@ -139,7 +139,7 @@ class Engine:
         room = self._runner.context_length - len(ids)
         if room < 1:
             raise BadRequest(
-                f"the prompt has {len(ids)} tokens, the context with the answer is {self._runner.context_length}; shorten the prompt",
+                f"the prompt has {len(ids)} tokens and the model's context only {self._runner.context_length}; shorten it",
                 code="context_length_exceeded",
                 param="messages" if request.task == "chat" else "prompt",
             )
@@ -151,7 +151,7 @@ class Engine:
             prompt_length=len(ids),
             limit=room if request.max_tokens is None else min(room, request.max_tokens),
             draw=draw,
-            stream=TextStream(Detokenizer(self._tokenizer, self._byte_tokens), request.stop),
+            stream=TextStream(Detokenizer(self._tokenizer, self._token_kinds), request.stop),
             deadline=time.monotonic() + left,
         )
 

@@ -94,8 +94,7 @@ class NodeConnection:
                 self._incoming.put(message, timeout=_HANG_UP_CHECK)
             except queue.Full:
                 if self._hung_up():
-                    self._on_end()
-                    return
+                    raise ConnectionResetError("the node is gone") from None
             else:
                 return
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from contextlib import suppress
 
 import trio
 from libp2p.io.exceptions import ConnectionClosedError
@@ -116,7 +117,8 @@ class Carrier:
                     return
             if patience.cancelled_caught:
                 self.abort()
-            else:
+                return
+            with suppress(ConnectionClosedError):
                 self._flush()
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from libp2p.network.stream.exceptions import StreamEOF
 
 from mesh.identity import PeerId, public_key_of
 from mesh.transport.base import Channel
-from mesh.transport.libp2p.tamed import carrier_of
+from mesh.transport.libp2p.tamed import MAX_PAYLOAD, carrier_of
 
 if TYPE_CHECKING:
     from libp2p.abc import INetStream
@@ -30,7 +30,6 @@ CLOSE_GRACE = 1.0
 """Seconds that a clean close may take."""
 
 _UNSENT = 256 * 1024
-_CHUNK = 32 * 1024
 _WINDOW_POLL = 0.005
 
 
@@ -54,7 +53,7 @@ class Libp2pChannel(Channel):
     async def run(self) -> None:
         """Read until the stream ends or the channel is closed."""
         try:
-            while data := await self._stream.read(_CHUNK):
+            while data := await self._stream.read(MAX_PAYLOAD):
                 if self._closing:
                     continue
                 self._received += data
@@ -88,7 +87,7 @@ class Libp2pChannel(Channel):
         rest = memoryview(data)
         await self._wait_to_send()
         while rest:
-            size = min(len(rest), self._window.send_window, _CHUNK)
+            size = min(len(rest), self._window.send_window, MAX_PAYLOAD)
             await self._write(bytes(rest[:size]))
             rest = rest[size:]
             if rest:

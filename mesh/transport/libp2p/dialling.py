@@ -1,7 +1,7 @@
 """Trying several addresses of one peer: which, in what order, and what to say when none answers.
 
 1. The next address is tried whenever one failed or `HEAD_START` seconds passed; the first that succeeds ends all others.
-2. Every address that was tried or left out has its reason in the error.
+2. Every address that was tried, or cannot be, has its reason in the error.
 """
 
 from __future__ import annotations

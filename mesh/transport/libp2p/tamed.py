@@ -51,11 +51,15 @@ MAX_HELD = 16 * 1024 * 1024
 MAX_STREAMS = 32
 """Streams that a peer may have open on one connection. A channel needs one."""
 
+MAX_FRAME = 65_519
+"""Bytes of a frame of the multiplexer: what fits into one message of the encryption, so that a write is all or nothing."""
+
+MAX_PAYLOAD = MAX_FRAME - yamux.HEADER_SIZE
+
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds for encryption, multiplexer and protocol to be agreed upon."""
 
-# One frame must fit into one message of the encryption (65519 bytes), so that a write is all or nothing.
-yamux.MAX_MESSAGE_SIZE = 32 * 1024
+yamux.MAX_MESSAGE_SIZE = MAX_FRAME
 # The stock window grows to 16 MiB for every stream of every peer.
 yamux.MAX_WINDOW_SIZE = 1024 * 1024
 # It logs to the root logger, which installs a handler on stderr when there is none.
@@ -93,8 +97,9 @@ class Host(BasicHost):  # type: ignore[misc]  # untyped base
         raw = RawConnection(carrier, initiator=True)
         connection = await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer_id))
         stream = await connection.new_stream()
-        negotiated = await self.multiselect_client.select_one_of([TProtocol(protocol)], MultiselectCommunicator(stream))
-        stream.set_protocol(negotiated)
+        communicator = MultiselectCommunicator(stream)
+        await self.multiselect_client.handshake(communicator)
+        stream.set_protocol(await self.multiselect_client.try_select(communicator, TProtocol(protocol)))
         return stream
 
     async def accept(self, carrier: Carrier) -> IMuxedConn:

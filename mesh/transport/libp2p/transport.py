@@ -108,7 +108,7 @@ class Libp2pTransport(Transport):
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
         stream = await trio.open_tcp_stream(address.host, address.port)
-        carrier = self._carry(WebSocketCarrier(stream) if address.websocket else Carrier(stream))
+        carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
             if isinstance(carrier, WebSocketCarrier):
                 await carrier.connect(address.host, address.port)
@@ -124,7 +124,7 @@ class Libp2pTransport(Transport):
             return
         self._inbound += 1
         try:
-            carrier = self._carry(kind(stream))
+            carrier = self._carry(kind, stream)
             try:
                 await self._watch(await self._prove(carrier))
             finally:
@@ -133,7 +133,6 @@ class Libp2pTransport(Transport):
             _log.debug("an inbound connection failed: %r", error)
         finally:
             self._inbound -= 1
-            await trio.aclose_forcefully(stream)
 
     async def _prove(self, carrier: Carrier) -> IMuxedConn:
         self._handshakes += 1
@@ -167,6 +166,8 @@ class Libp2pTransport(Transport):
         try:
             await handler(channel)
             await channel.aclose()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            _log.debug("a channel from %s ended under its handler: %s", channel.peer_id, error)
         except Exception:  # noqa: BLE001 - rule 4; it is logged with its trace
             _log.exception("the handler of a channel from %s failed", channel.peer_id)
         finally:
@@ -178,10 +179,20 @@ class Libp2pTransport(Transport):
         self._running().run_task(channel.run)
         return channel
 
-    def _carry(self, carrier: Carrier) -> Carrier:
-        assert self._nursery is not None
+    def _carry(self, kind: type[Carrier], stream: trio.SocketStream) -> Carrier:
+        """Take over a socket, so that it is closed with us."""
+        try:
+            carrier = kind(stream)
+        except OSError:
+            stream.socket.close()
+            raise
         self._carriers.add(carrier)
-        self._nursery.start_soon(self._carry_until_closed, carrier)
+        try:
+            self._running().run_task(self._carry_until_closed, carrier)
+        except RuntimeError:
+            self._carriers.discard(carrier)
+            carrier.abort()
+            raise
         return carrier
 
     async def _carry_until_closed(self, carrier: Carrier) -> None:

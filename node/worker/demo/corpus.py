@@ -21,7 +21,10 @@ COUNTRY_NICKNAMES = pairs("country_nicknames")
 COLOURS = pairs("colours")
 OPPOSITES = tuple(pairs("opposites").items())
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = tuple("January February March April May June July August September October November December".split())  # noqa: SIM905 (as read)
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August",
+    "September", "October", "November", "December",
+)  # fmt: skip
 GREETING = "Hello! I am the demo model of this mesh. How can I help you?"
 NO_NAME = "You have not told me your name."
 MESH, SELF, SMALL_TALK, LONG_TEXTS = (topics(name) for name in ("mesh", "self", "small_talk", "long_texts"))

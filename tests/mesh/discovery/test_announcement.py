@@ -74,9 +74,8 @@ def test_a_malformed_announcement_is_void(malformed):
 
 
 def test_the_size_bound_is_what_the_last_case_meets():
-    assert (
-        len(text(*["x" * 200] * 20)) < MAX_TEXT < len(text("mesh=default", "role=node", f"dnsaddr={ADDRESS}", *["x" * 200] * 20))
-    )
+    padding = ["x" * 200] * 20
+    assert len(text(*padding)) < MAX_TEXT < len(text("mesh=default", "role=node", f"dnsaddr={ADDRESS}", *padding))
 
 
 def test_random_bytes_never_raise():

@@ -118,7 +118,7 @@ async def test_ending_says_goodbye(mesh_name):
 
 async def until(condition):
     with trio.fail_after(HANG):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - another library's threads give no event
             await trio.sleep(0.02)
 
 

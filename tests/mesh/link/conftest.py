@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -20,6 +19,9 @@ from mesh.messages.record import NodeRecord
 from mesh.record import RECORD_TTL, seal
 from mesh.transport.base import Channel
 from mesh.transport.memory import MemoryNetwork, MemoryTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
 
 DONE = Done("stop", Usage(1, 2), Performance(1, 2, 3, 4, 5))
 
@@ -162,7 +164,7 @@ class Kit:
             async with trio.open_nursery() as nursery:
                 await nursery.start(getattr(pair, name).run)
                 task_status.started()
-        except* Exception as group:
+        except* Exception as group:  # noqa: BLE001 - the outcome is what a test looks at
             pair.outcomes[name] = group.exceptions[0]
         else:
             pair.outcomes[name] = None

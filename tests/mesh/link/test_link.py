@@ -9,8 +9,9 @@ import struct
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 
-from mesh.errors import BackendFailed, BadRequest, Busy, Conflict, Denied, NotFound, Unavailable
+from mesh.errors import BackendFailed, BadRequest, Busy, Conflict, Denied, MeshError, NotFound, Unavailable
 from mesh.framing import MAX_FRAME, frame
 from mesh.identity import Identity
 from mesh.link import Link
@@ -37,7 +38,7 @@ async def refusal_of(kit, near, far):
     async def run(name, link):
         try:
             await link.run()
-        except Exception as error:
+        except MeshError as error:
             outcomes[name] = error
 
     async with kit.channels() as (here, there), trio.open_nursery() as nursery:
@@ -399,9 +400,9 @@ async def test_a_peer_that_does_not_read_is_cut_off(autojump_clock, kit):
             if link.closed.is_set():
                 break
             link.send(Unknown("x" * 1_000_000))
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         await link.closed.wait()
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         assert link.reason == "the other side does not read"
         assert outcomes == {"near": None}
 
@@ -518,7 +519,7 @@ async def test_a_frame_that_breaks_the_protocol_ends_its_link_alone(autojump_clo
     async with kit.raw() as (link, raw, outcomes):
         await raw.channel.send_all(frame(body))
         await link.closed.wait()
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         assert outcomes == {"near": None}
         assert "broke the protocol" in link.reason
 
@@ -575,7 +576,7 @@ async def test_a_malformed_request_fails_alone(autojump_clock, kit, side, words,
 async def test_a_number_in_use_fails_and_the_link_lives(autojump_clock, kit, side, words, ask):
     service = words()
     service.gate = trio.Event()
-    async with kit.raw(side(kit.near, service=service)) as (link, raw, _):
+    async with kit.raw(side(kit.near, service=service)) as (_link, raw, _):
         await raw.say(Open(1, ask("one")))
         assert isinstance((await raw.hear(Emit)).event, Accepted)
         await raw.say(Open(1, ask("two")))
@@ -683,6 +684,6 @@ async def test_an_owner_that_fails_on_a_message_loses_that_link_only(autojump_cl
     async with kit.raw(side(kit.near, heard=heard)) as (link, raw, outcomes):
         await raw.say(Records([]))
         await link.closed.wait()
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         assert outcomes == {"near": None}
         assert "our own fault" in caplog.text

@@ -109,6 +109,29 @@ async def test_time_passes_as_the_knobs_say(start, ask, autojump_clock) -> None:
     assert second[1].queue_time_ms == pytest.approx(1300, abs=20)
 
 
+async def test_a_later_request_does_not_wait_for_the_words_of_a_slow_one(start, ask, autojump_clock) -> None:
+    backend = await start(tokens_per_second=0.1, first_token_ms=20, length=2)
+    times = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.infer, ask("first"), lambda event: None)
+        await trio.sleep(1)
+        nursery.start_soon(backend.infer, ask("second"), lambda event: times.append(trio.current_time()))
+        await trio.sleep(1)
+        assert len(times) == 2, "accepted and first word"
+
+
+async def test_a_receiver_that_raises_ends_its_own_request_only(start, ask) -> None:
+    backend = await start()
+
+    def broken(event) -> None:
+        if isinstance(event, Delta):
+            raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        await backend.infer(ask(), broken)
+    await answer(backend, ask())
+
+
 async def test_one_step_serves_everybody_who_is_due(start, ask, autojump_clock) -> None:
     backend = await start(tokens_per_second=100, length=20)
     async with trio.open_nursery() as nursery:

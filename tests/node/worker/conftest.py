@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,6 +26,9 @@ from transformers import (
 from mesh.messages.inference import Accepted, Delta, Done, Event, Fail, InferenceRequest
 from node.worker.engine import Engine, Limits
 from node.worker.loader import Options, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = (
     "A mesh is made of peers. Every peer has a key and a name. A node runs models and a gateway lets clients in. "
@@ -80,6 +82,12 @@ KINDS: dict[str, Any] = {
         Gemma2Config(**SIZES, **ids, head_dim=16, sliding_window=16, attn_logit_softcapping=5.0)
     ),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Two threads that wait for each other gain nothing on models this small and lose much on a busy machine.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
 from mesh.identity import Identity
-from mesh.transport.base import Channel
-from mesh.transport.libp2p import Libp2pTransport
+
+from mesh.transport.libp2p import Libp2pTransport  # isort: skip - before any other import of libp2p
+from libp2p import new_host
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.config import ConnectionConfig
+from multiaddr import Multiaddr
+
+if TYPE_CHECKING:
+    from mesh.transport.base import Channel
 
 HANG = 20.0
 """Seconds after which a test gives up. Nothing here is a measurement."""
@@ -38,7 +46,7 @@ class Peer:
 
     async def arrived(self, count: int = 1) -> Channel:
         with trio.fail_after(HANG):
-            while len(self.inbound) < count:
+            while len(self.inbound) < count:  # noqa: ASYNC110 - simpler than an event per count
                 await trio.sleep(0.005)
         return self.inbound[count - 1]
 
@@ -77,7 +85,7 @@ async def mesh():
 def until():
     async def wait(condition) -> None:
         with trio.fail_after(HANG):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what is waited for has no event
                 await trio.sleep(0.01)
 
     return wait
@@ -102,21 +110,30 @@ def echo():
 
 
 @pytest.fixture
-def stock():
-    """`async with stock(**options) as host`: a py-libp2p host as it comes, which can only dial."""
-    import warnings
+def stock(monkeypatch):
+    """`async with stock(**options) as host`: a py-libp2p host as it comes."""
+    sockets: list[trio.SocketStream] = []
+    take = TrioTCPStream.__init__
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from libp2p import new_host
-        from multiaddr import Multiaddr
+    def remember(self, stream):
+        sockets.append(stream)
+        take(self, stream)
+
+    monkeypatch.setattr(TrioTCPStream, "__init__", remember)
 
     @asynccontextmanager
     async def run(**options):
-        host = new_host(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")], **options)
-        async with host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
-            yield host
-            with trio.move_on_after(3):
-                await host.close()
+        listen = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
+        config = ConnectionConfig(min_connections=0, low_watermark=0)
+        host = new_host(listen_addrs=listen, connection_config=config, **options)
+        try:
+            async with host.run(listen_addrs=listen):
+                yield host
+                with trio.move_on_after(3):
+                    await host.close()
+        finally:
+            # It leaves some of its sockets to the garbage collector.
+            for stream in sockets:
+                stream.socket.close()
 
     return run

@@ -40,7 +40,7 @@ async def test_a_channel_and_its_connection_end_together_on_both_sides(mesh, ech
     channel.abort()
 
 
-async def test_nothing_is_lost_when_a_channel_is_closed_right_after_sending(mesh):
+async def test_nothing_is_lost_when_a_channel_is_closed_right_after_sending(mesh, until):
     received: list[bytes] = []
 
     async def collect(channel):
@@ -52,8 +52,7 @@ async def test_nothing_is_lost_when_a_channel_is_closed_right_after_sending(mesh
         channel = await bob.transport.dial(alice.transport.addresses)
         await channel.send_all(data)
         await channel.aclose()
-        while len(received) < count:
-            await trio.sleep(0.005)
+        await until(lambda: len(received) == count)  # noqa: B023 - awaited before the next turn
         assert received[-1] == data
 
 
@@ -136,9 +135,9 @@ async def test_a_taken_port_is_named_also_when_we_took_it(mesh):
         await Libp2pTransport(Identity.generate(), [LOCAL, address]).run(peer.handle)
 
 
-async def test_an_address_of_another_machine_is_named():
+async def test_an_address_of_another_machine_is_named(mesh):
     with pytest.raises(Misconfigured, match="no such address"):
-        await Libp2pTransport(Identity.generate(), ["/ip4/203.0.113.7/tcp/0"]).run(lambda channel: trio.lowlevel.checkpoint())
+        await mesh.start("/ip4/203.0.113.7/tcp/0")
 
 
 async def test_a_port_is_free_again_after_the_end(mesh, echo):

@@ -1,13 +1,15 @@
 import pytest
 
+from node.worker.demo.corpus import GREETING, LONG_TEXTS, NO_NAME
 from node.worker.demo.evaluate import chats, held_out, in_domain, score, single_turns
-from node.worker.demo.faq import HELP
-from node.worker.demo.stories import LONG_STORY
 from node.worker.demo.unknown import UNKNOWN, UNKNOWN_OPENING
 
+OWN_MODEL = "Point a node at a local Hugging Face folder with safetensors weights: mesh-node --model my-llama=/path"
+HELP = "I can explain this mesh, greet you, count, tell a story or a joke, and name some capitals, colours and opposites."
+[LONG_STORY] = (topic.answer for topic in LONG_TEXTS if "Tell me a long story." in topic.questions)
 ANSWERS = {
-    "Hello": "Hello! I am the demo model of this mesh. How can I help you?",
-    "hi": "Hello! I am the demo model of this mesh. How can I help you?",
+    "Hello": GREETING,
+    "hi": GREETING,
     "Hello, I am Zoe.": "Hello Zoe! How can I help you?",
     "What can you do?": HELP,
     "What is the capital of France?": "The capital of France is Paris.",
@@ -18,7 +20,10 @@ ANSWERS = {
     "Count from 1 to 10.": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10.",
     "Count from 1 to 60": ", ".join(map(str, range(1, 61))) + ".",
     "What is a node?": "A node is a peer that runs models and answers requests.",
-    "How do I use my own model?": "Point a node at a local Hugging Face folder with safetensors weights: mesh-node --model my-llama=/path",
+    "How do I use my own model?": OWN_MODEL,
+    "What is my name?": NO_NAME,
+    "Say this is a test": "This is a test.",
+    "Repeat: banana": "banana",
     "Tell me a long story": LONG_STORY,
     "What is 2+2?": UNKNOWN,
     "Why is the sky blue?": UNKNOWN,
@@ -60,9 +65,7 @@ def test_fresh_draws_are_answered_exactly(demo, family):
 
 def test_wrong_answers_are_counted_and_shown(demo):
     asked = [{"role": "user", "content": "Hello"}]
-    result = score(
-        demo, "greeting", [(asked, "Hello! I am the demo model of this mesh. How can I help you?"), (asked, "something else")]
-    )
+    result = score(demo, "greeting", [(asked, GREETING), (asked, "something else")])
     assert (result.asked, result.right, result.share) == (2, 1, 0.5)
     [(question, answer)] = result.wrong
     assert question == "Hello"

@@ -53,9 +53,9 @@ def test_the_template_renders_a_chat(demo):
         {"role": "assistant", "content": None},
     ]
     assert demo.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+        "<|im_start|>assistant\n<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert demo.tokenizer.apply_chat_template([], tokenize=False) == ""
 
 
 def test_the_tokens_that_steer_are_single(demo):

@@ -1,0 +1,1 @@
+"""OpenAI's API: its types, how they become requests of ours, and the routes that serve it."""

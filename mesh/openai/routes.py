@@ -1,0 +1,211 @@
+"""OpenAI's routes over any InferenceService.
+
+1. Which node answers, and whether a model is available, is the service's business: it raises, the routes translate.
+2. A stream's head waits for the first text (or the end): until then a failure is an ordinary error answer with its own status.
+3. Every event of a stream is handed to the connection in the very call that brought it.
+4. `x-request-id` in the answer is ours; what the client calls its request plays no role in what the request is.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+import trio
+
+from mesh.errors import BackendFailed
+from mesh.http.errors import INTERNAL, error_response, public_error
+from mesh.http.message import Response, StreamingResponse, StreamWriter
+from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest
+from mesh.openai.errors import error_event, model_not_found
+from mesh.openai.parse import parse_chat, parse_completion
+from mesh.openai.translate import Identity, Wording, chat_inference, completion_inference, model_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mesh.http.message import Request
+    from mesh.http.router import Router
+    from mesh.messages.record import ModelEntry
+    from mesh.openai.types import ChatRequest, CompletionRequest
+    from mesh.service import InferenceService
+
+MAX_REPLY_CHARACTERS = 8 * 1024 * 1024
+"""In one answer that is not streamed: a node that talks without end must not fill our memory."""
+_SHOWN_IGNORED = 20
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+Headers = dict[str, str]
+
+
+class OpenAIRoutes:
+    """POST /v1/chat/completions and /v1/completions, GET /v1/models, /models and /v1/models/{id}."""
+
+    def __init__(self, service: InferenceService, catalog: Callable[[], list[ModelEntry]]) -> None:
+        self._service = service
+        self._catalog = catalog
+
+    def mount(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("POST", "/v1/chat/completions", self._chat)
+        router.add("POST", "/v1/completions", self._complete)
+        router.add("GET", "/v1/models", self._models)
+        router.add("GET", "/models", self._models)
+        router.add("GET", "/v1/models/{id...}", self._model)
+
+    async def _models(self, _request: Request) -> Response:
+        by_id = {entry.id: entry for entry in self._catalog()}
+        return Response.json({"object": "list", "data": [model_object(by_id[name]) for name in sorted(by_id)]})
+
+    async def _model(self, request: Request) -> Response:
+        wanted = request.params["id"]
+        entries = self._catalog()
+        for entry in entries:
+            if entry.id == wanted:
+                return Response.json(model_object(entry))
+        raise model_not_found(wanted, (entry.id for entry in entries))
+
+    async def _chat(self, request: Request) -> Response | StreamingResponse:
+        parsed = parse_chat(request)
+        inference = chat_inference(parsed.body, _identity())
+        return await self._answer("chat", parsed.body, inference, parsed.ignored)
+
+    async def _complete(self, request: Request) -> Response | StreamingResponse:
+        parsed = parse_completion(request)
+        inference = completion_inference(parsed.body, _identity())
+        return await self._answer("completion", parsed.body, inference, parsed.ignored)
+
+    async def _answer(
+        self,
+        task: Literal["chat", "completion"],
+        body: ChatRequest | CompletionRequest,
+        inference: InferenceRequest,
+        ignored: list[str],
+    ) -> Response | StreamingResponse:
+        headers = {"x-request-id": inference.request_id, **_ignored_header(ignored)}
+        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        wording = Wording(task, inference, include_usage=include_usage)
+        if not body.stream:
+            return await self._whole(inference, wording, headers)
+
+        async def produce(writer: StreamWriter) -> None:
+            await _Stream(wording, writer).run(self._service, inference)
+
+        return StreamingResponse(produce, headers={"cache-control": "no-cache", **headers})
+
+    async def _whole(self, inference: InferenceRequest, wording: Wording, headers: Headers) -> Response:
+        collected = _Collected()
+        try:
+            done = await collected.run(self._service, inference)
+        except Exception as error:
+            public = public_error(error)
+            if public is None:
+                raise
+            return error_response(public, {**headers, **collected.headers})
+        return Response.json(wording.reply("".join(collected.texts), done), headers={**headers, **collected.headers})
+
+
+class _Collected:
+    """The events of a request that is answered in one piece."""
+
+    def __init__(self) -> None:
+        self.headers: Headers = {}
+        self.texts: list[str] = []
+        self._characters = 0
+        self._done: Done | None = None
+        self._scope = trio.CancelScope()
+
+    async def run(self, service: InferenceService, inference: InferenceRequest) -> Done:
+        with self._scope:
+            await service.infer(inference, self._take)
+        if self._scope.cancelled_caught:
+            raise BackendFailed(
+                f"the answer grew over {MAX_REPLY_CHARACTERS} characters; ask for fewer tokens", code="reply_too_large"
+            )
+        return _ended(self._done)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                self.headers = _node_headers(event)
+            case Delta():
+                self._grow(event.text)
+            case Done():
+                self._done = event
+            case _:
+                pass
+
+    def _grow(self, text: str) -> None:
+        self._characters += len(text)
+        if self._characters > MAX_REPLY_CHARACTERS:
+            self._scope.cancel()
+        else:
+            self.texts.append(text)
+
+
+class _Stream:
+    """The events of a request that is answered as they come."""
+
+    def __init__(self, wording: Wording, writer: StreamWriter) -> None:
+        self._wording = wording
+        self._writer = writer
+        self._started = False
+        self._done: Done | None = None
+
+    async def run(self, service: InferenceService, inference: InferenceRequest) -> None:
+        try:
+            await service.infer(inference, self._take)
+            _ended(self._done)
+        except Exception as error:
+            if self._started and self._done is None:
+                self._writer.write(error_event(public_error(error) or INTERNAL))
+            raise
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                self._writer.headers.update(_node_headers(event))
+            case Delta():
+                text = self._wording.chunk(event.text) if event.text else b""
+                self._writer.write(self._opening() + text)
+            case Done():
+                self._done = event
+                self._writer.write(self._opening() + self._wording.closing(event))
+            case _:
+                pass
+
+    def _opening(self) -> bytes:
+        if self._started:
+            return b""
+        self._started = True
+        return self._wording.opening()
+
+
+def _ended(done: Done | None) -> Done:
+    if done is None:
+        raise BackendFailed("the answer ended without saying that it was complete; try again")
+    return done
+
+
+def _identity() -> Identity:
+    return Identity(request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(63))
+
+
+def _node_headers(accepted: Accepted) -> Headers:
+    """`node` is another machine's word: quoted, so that it is a header whatever it says."""
+    return {
+        "x-infermesh-node": quote(accepted.node, safe=" /:@+", errors="replace"),
+        "x-infermesh-attempts": str(accepted.attempts),
+    }
+
+
+def _ignored_header(ignored: list[str]) -> Headers:
+    if not ignored:
+        return {}
+    shown = [name if _PLAIN_NAME.fullmatch(name) else quote(name[:64], safe="") for name in ignored[:_SHOWN_IGNORED]]
+    more = [f"and {len(ignored) - _SHOWN_IGNORED} more"] if len(ignored) > _SHOWN_IGNORED else []
+    return {"x-infermesh-ignored": ", ".join(shown + more)}

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from mesh.errors import BadRequest
+from mesh.http import Request
+from mesh.openai.parse import parse_chat, parse_completion
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def request(body: Any, content_type: str = "application/json") -> Request:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return Request(method="POST", path="/", target="/", headers={"content-type": content_type}, body=data)
+
+
+def refused(body: Any, parse: Any = parse_chat) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        parse(request(body))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "empty"),
+        (b" \r\n", "empty"),
+        (b"{", "byte 1"),
+        (b'{"model" "m"}', "byte 9"),
+        (b'{"model": "m", "messages": []}x', "byte 31"),
+        (b'{"model": NaN}', "byte 10"),
+        (b'{"model": "\\ud800"}', "byte"),
+        (b'{"model": "\xff", "messages": []}', "UTF-8"),
+        (b'{"x":' + b"[" * 100_000, "deep"),
+        (b"\x1f\x8b\x08", "byte 0"),
+        (b"[]", "JSON object"),
+        (b"null", "JSON object"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_with_the_place(body, words):
+    error = refused(body)
+    assert error.status == 400
+    assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 1}, "model"),
+        ({"model": ""}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [1]}, "messages[0]"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+        ({"messages": [CHAT["messages"][0], {"role": "boss", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"stream": "yes"}, "stream"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": 1}, "stream_options"),
+    ],
+)
+def test_the_faulty_field_is_named(change, param):
+    error = refused({**CHAT, **change})
+    assert (error.status, error.param) == (400, param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temperature": 2.1}, "between 0 and 2"),
+        ({"temperature": -0.1}, "between 0 and 2"),
+        ({"top_p": 1.01}, "between 0 and 1"),
+        ({"top_p": -1}, "between 0 and 1"),
+        ({"top_k": -2}, "between 0 and"),
+        ({"max_tokens": 0}, "between 1 and"),
+        ({"max_tokens": 10**30}, "between 1 and"),
+        ({"max_completion_tokens": -5}, "between 1 and"),
+        ({"seed": 2**63}, "64 bits"),
+        ({"stop": ""}, "up to 16"),
+        ({"stop": ["a", ""]}, "up to 16"),
+        ({"stop": ["x"] * 17}, "up to 16"),
+    ],
+)
+def test_out_of_range_says_what_the_range_is(change, words):
+    error = refused({**CHAT, **change})
+    assert (error.param, error.code) == (next(iter(change)), "out_of_range")
+    assert words in error.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 2},
+        {"n": 0},
+        {"logprobs": True},
+        {"top_logprobs": 3},
+        {"tools": [{"type": "function"}]},
+        {"tool_choice": "required"},
+        {"functions": [{"name": "f"}]},
+        {"response_format": {"type": "json_object"}},
+        {"logit_bias": {"5": 1}},
+        {"frequency_penalty": 0.1},
+        {"presence_penalty": -1},
+        {"modalities": ["audio"]},
+        {"audio": {}},
+        {"prediction": {}},
+    ],
+)
+def test_what_we_cannot_honour_is_refused_by_name(change):
+    error = refused({**CHAT, **change})
+    (name,) = change
+    assert (error.status, error.param, error.code) == (400, name, "unsupported_parameter")
+    assert name in error.message
+
+
+def test_what_asks_for_nothing_is_accepted():
+    neutral = {
+        "n": 1,
+        "logprobs": False,
+        "tools": [],
+        "tool_choice": "auto",
+        "response_format": {"type": "text"},
+        "logit_bias": {},
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "functions": None,
+        "temperature": None,
+        "stop": None,
+        "stream_options": None,
+        "user": "me",
+    }
+    assert parse_chat(request({**CHAT, **neutral})).ignored == []
+
+
+def test_unknown_names_are_ignored_and_told():
+    assert parse_chat(request({**CHAT, "min_p": 0.5, "reasoning_effort": "low"})).ignored == ["min_p", "reasoning_effort"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_wrong_content_type_is_tolerated(content_type):
+    assert parse_chat(request(CHAT, content_type)).body.model == "m"
+
+
+def test_a_form_is_not():
+    with pytest.raises(BadRequest) as caught:
+        parse_chat(request(CHAT, "multipart/form-data; boundary=x"))
+    assert caught.value.status == 415
+
+
+@pytest.mark.parametrize("prompt", ["text", ["text"], [1, 2], [[1, 2]], "", [0]])
+def test_one_prompt_in_any_shape(prompt):
+    assert parse_completion(request({"model": "m", "prompt": prompt})).ignored == []
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [], [[]], [1, "a"], [-1], [2**31], ["a", 1]])
+def test_several_prompts_or_odd_ids_are_refused(prompt):
+    assert refused({"model": "m", "prompt": prompt}, parse_completion).param == "prompt"
+
+
+def test_completion_fields():
+    assert refused({"model": "m"}, parse_completion).param == "prompt"
+    for name, value in (("echo", True), ("best_of", 2), ("suffix", "x"), ("logprobs", 0)):
+        assert refused({"model": "m", "prompt": "x", name: value}, parse_completion).param == name
