@@ -11,7 +11,6 @@ from mesh.identity import Identity
 from mesh.messages.record import Hardware
 from mesh.transport.libp2p import Libp2pTransport
 
-
 REAL_MDNS = doctor.Mdns.run
 
 
