@@ -74,6 +74,8 @@ class Child:
         assert process.stdout is not None
         with trio.move_on_after(READY_LIMIT) as waiting:
             self.ready = await _ready_line(process.stdout)
+            if not self.ready:
+                await process.wait()
         if waiting.cancelled_caught:
             raise TimedOut(f"the {self.role} was not ready within {READY_LIMIT:g} s; its log is {self.log}{self.last_lines()}")
         if self.ready:
@@ -108,18 +110,18 @@ class Child:
 
 
 async def _ready_line(stdout: trio.abc.ReceiveStream) -> dict[str, Any]:
-    """The first line as JSON; empty when the program closed its stdout first."""
+    """The first line as JSON; empty when the program closed its stdout first. Raises Unavailable when it is something else."""
     line = b""
-    while b"\n" not in line:
+    while b"\n" not in line and len(line) <= _LINE_LIMIT:
         data = await stdout.receive_some()
-        line += data
-        if not data or len(line) > _LINE_LIMIT:
+        if not data:
             return {}
-    try:
+        line += data
+    with suppress(ValueError):
         ready = json.loads(line.partition(b"\n")[0])
-    except ValueError as error:
-        raise Unavailable(f"a program printed something else than its ready line: {line[:200]!r}") from error
-    return ready if isinstance(ready, dict) else {}
+        if isinstance(ready, dict) and ready.get("event") == "ready":
+            return ready
+    raise Unavailable(f"a program printed something else than its ready line: {line[:200]!r}")
 
 
 def _environment(parent_pipe: int) -> dict[str, str]:

@@ -47,5 +47,13 @@ async def serve(program: Program, config: BootstrapConfig) -> None:
         program.ready(addresses=peer.addresses, http=None)
         await program.stopping.wait()
         with trio.move_on_after(_GOODBYE):
-            await peer.leave()
+            await _leave(peer)
         nursery.cancel_scope.cancel()
+
+
+async def _leave(peer: Peer) -> None:
+    await peer.leave()
+    # Ending at once would reset the connections, which can take the word back before it is read.
+    async with trio.open_nursery() as closing:
+        for link in list(peer.links.values()):
+            closing.start_soon(link.close, "the program stops")

@@ -27,10 +27,13 @@ from bootstrap.remote import Gateway
 from mesh.errors import MeshError, Misconfigured, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    from mesh.messages.record import Role
 
 DEMO_MODEL = "infermesh-demo"
 HOST = "127.0.0.1"
+MODULES: Mapping[Role, str] = {"bootstrap": "bootstrap", "node": "node", "gateway": "gateway"}
 
 _SERVABLE_LIMIT = 30.0
 """Seconds from the last ready line until the gateway can pass a request on: one dial and one heartbeat."""
@@ -99,13 +102,13 @@ class LocalMesh:
             await _until_servable(str(gateway.ready["http"]))
         return str(gateway.ready["http"])
 
-    async def _child(self, family: trio.Nursery, role: str, arguments: list[str]) -> Child:
+    async def _child(self, family: trio.Nursery, role: Role, arguments: list[str]) -> Child:
         state = self._folder / role
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         common = ["--no-mdns", "--mesh", self._mesh, "--listen", f"/ip4/{HOST}/tcp/0", "--state-dir", str(state)]
         common += ["--drain-timeout", str(self._settings.drain_timeout), "--log-level", self._settings.log_level]
         limit = self._settings.drain_timeout + _STOP_MARGIN
-        child = Child(role, role, [*common, *arguments], log=state / "log", limit=limit)
+        child = Child(role, MODULES[role], [*common, *arguments], log=state / "log", limit=limit)
         self._children.append(child)
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
