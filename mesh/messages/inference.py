@@ -27,6 +27,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     prompt: str | list[int] | None = None
     inputs: list[str] | None = None
     max_tokens: int | None = None
+    max_length: int | None = None
+    """Prompt and new tokens together; the stricter of this and `max_tokens` holds."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

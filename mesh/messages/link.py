@@ -39,7 +39,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """Sent every second, and at once when a model changes its state. `echo` returns the last `sent` of the other side."""
+    """Sent every second, and at once when a model changes its state.
+
+    `sent` is the sender's own monotonic clock; `echo` returns the other side's last `sent` plus the seconds it was held here, so
+    that the receiver's clock minus `echo` is the round trip.
+    """
 
     sent: float
     echo: float | None = None
@@ -47,9 +51,14 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
 
 
 class Records(msgspec.Struct, frozen=True, tag="records"):
-    """Peer exchange: records of others, newest first, and our own when it changed."""
+    """Peer exchange: records of others, newest first, and our own when it changed.
+
+    `ages` are whole seconds since the sender last had proof of each (0 where it is missing): without them the record of a dead
+    peer would get a fresh lifetime at every hop.
+    """
 
     records: list[SealedRecord]
+    ages: list[int] = []
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):

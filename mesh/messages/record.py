@@ -10,7 +10,7 @@ Role = Literal["bootstrap", "node", "gateway"]
 ModelState = Literal["ready", "asleep", "loading", "failed"]
 
 
-class Capabilities(msgspec.Struct, frozen=True):
+class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a model's backend can do (contract R81)."""
 
     tasks: list[str] = []
@@ -20,7 +20,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     protocols: list[str] = []
 
 
-class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One model that a node serves. `context_length` in tokens, as served; `weight` for weighted routing."""
 
     id: str
@@ -38,7 +38,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Capabilities = Capabilities()
 
 
-class Hardware(msgspec.Struct, frozen=True):
+class Hardware(msgspec.Struct, frozen=True, omit_defaults=True):
     """The machine, as far as routing cares. Memory in bytes."""
 
     device: str = "cpu"
@@ -48,7 +48,7 @@ class Hardware(msgspec.Struct, frozen=True):
     cpu_count: int = 0
 
 
-class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The body of a sealed record. `sequence` grows with every change, `ttl` counts in seconds from receipt."""
 
     peer_id: str

@@ -1,0 +1,7 @@
+"""`python -m bootstrap` is `mesh-bootstrap`."""
+
+import sys
+
+from bootstrap.cli import main
+
+sys.exit(main())

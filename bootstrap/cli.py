@@ -1,0 +1,51 @@
+"""`mesh-bootstrap`: a peer at a known address that tells others of each other. It serves no model and takes no client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from bootstrap.config import BootstrapConfig
+from mesh.messages.record import Hardware
+from mesh.peer import Peer, PeerSettings
+from mesh.runtime import launch
+from mesh.transport.libp2p import Libp2pTransport
+
+if TYPE_CHECKING:
+    from mesh.runtime import Program
+
+_GOODBYE = 1.0
+"""Seconds that the others get to hear that this peer leaves."""
+
+
+def main() -> int:
+    """The entry point. Returns the exit code."""
+    return launch(
+        "bootstrap",
+        BootstrapConfig,
+        serve,
+        description="The way into a mesh: a peer at a known address that tells others of each other.",
+    )
+
+
+async def serve(program: Program, config: BootstrapConfig) -> None:
+    """Be a peer of the mesh until the program stops."""
+    settings = PeerSettings(
+        identity=program.identity,
+        role="bootstrap",
+        name=program.name,
+        mesh=config.mesh,
+        bootstrap=config.bootstrap,
+        mdns=config.mdns,
+        hardware=Hardware(),
+        ports={},
+    )
+    peer = Peer(settings, Libp2pTransport(program.identity, config.listen))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(peer.run)
+        program.ready(addresses=peer.addresses, http=None)
+        await program.stopping.wait()
+        with trio.move_on_after(_GOODBYE):
+            await peer.leave()
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,223 @@
+"""`mesh doctor`: looks at what usually goes wrong, and says what to do about it.
+
+1. A check never raises: it is ok, a warning (something is not there that only some roles need) or a failure.
+2. All checks run at once; each has a bound, so the whole takes a few seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import platform
+import secrets
+import socket
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import trio
+
+from bootstrap.remote import Gateway
+from mesh.config.addresses import check_dial_address
+from mesh.discovery.mdns import Mdns
+from mesh.errors import MeshError
+from mesh.identity import Identity
+from mesh.installation import check_installation
+from mesh.transport.libp2p import Libp2pTransport
+from node.hardware import discover
+from node.model_directory import check_model_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from mesh.messages.record import Role
+    from mesh.transport.base import Channel
+
+MDNS_LIMIT = 3.0
+DIAL_LIMIT = 5.0
+
+_EXTRAS = ("jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+_PORTS: Mapping[int, Role] = {8000: "gateway", 8100: "node", 8101: "node", 4001: "bootstrap"}
+_OLDEST_PYTHON = (3, 11)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found. `advice` is empty when there is nothing to do."""
+
+    check: str
+    result: Literal["ok", "warn", "fail"]
+    message: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings:
+    """What to look at. `gateway_named`: the operator named the gateway, so it should be there."""
+
+    gateway: str
+    gateway_named: bool = False
+    bootstrap: Sequence[str] = ()
+    models: Mapping[str, Path] = field(default_factory=dict)
+    device: str = "auto"
+    ports: Mapping[int, Role] = field(default_factory=lambda: dict(_PORTS))
+
+
+async def examine(settings: DoctorSettings) -> list[Finding]:
+    """Run every check. Findings come in a fixed order; takes at most about `DIAL_LIMIT` seconds."""
+    checks: list[Callable[[], Awaitable[Finding]]] = [
+        _python,
+        _installation,
+        _extras,
+        partial(_device, settings.device),
+        *(partial(_port, port, role) for port, role in settings.ports.items()),
+        _mdns,
+        *(partial(_bootstrap, address) for address in settings.bootstrap),
+        *(partial(_model, name, path) for name, path in settings.models.items()),
+        partial(_gateway, settings.gateway, settings.gateway_named),
+    ]
+    found: dict[int, Finding] = {}
+
+    async def run(place: int, check: Callable[[], Awaitable[Finding]]) -> None:
+        found[place] = await check()
+
+    async with trio.open_nursery() as nursery:
+        for place, check in enumerate(checks):
+            nursery.start_soon(run, place, check)
+    return [found[place] for place in sorted(found)]
+
+
+async def _python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info < _OLDEST_PYTHON:
+        return Finding("python", "fail", f"Python {version} is too old", "install Python 3.11 or newer")
+    return Finding("python", "ok", f"Python {version}")
+
+
+async def _installation() -> Finding:
+    try:
+        check_installation()
+    except MeshError as error:
+        return Finding("installation", "fail", *_halves(error))
+    return Finding("installation", "ok", "all packages come from one place")
+
+
+async def _extras() -> Finding:
+    missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
+    if missing:
+        advice = "pip install 'infermesh[worker]'; a gateway or a bootstrap peer works without"
+        return Finding("models", "warn", f"no models can run here, because {', '.join(missing)} is missing", advice)
+    return Finding("models", "ok", "what runs models is installed")
+
+
+async def _device(device: str) -> Finding:
+    hardware = await discover(device)
+    said = f"{hardware.device}: {hardware.device_name}, {hardware.memory_bytes / 2**30:.0f} GiB, {hardware.cpu_count} cores"
+    if device.startswith("cuda") and hardware.device == "cpu":
+        return Finding("device", "fail", f"no device {device} here", "look at nvidia-smi and the driver, or use --device cpu")
+    return Finding("device", "ok", said)
+
+
+async def _port(port: int, role: Role) -> Finding:
+    name = f"port {port}"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            flag = "--listen" if role == "bootstrap" else "--port"
+            what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            advice = f"well if that is your mesh-{role}; else give a new one another port with {flag}"
+            return Finding(name, "warn", f"mesh-{role}'s port {what}", advice)
+    return Finding(name, "ok", f"free for mesh-{role}")
+
+
+async def _mdns() -> Finding:
+    """Two peers of a mesh of their own look for each other."""
+    mesh = f"doctor-{secrets.token_hex(4)}"
+    heard = trio.Event()
+    speaker, listener = (_announced(mesh) for _ in range(2))
+    advice = "use --bootstrap; or allow UDP port 5353 and multicast on this network"
+    try:
+        with trio.move_on_after(MDNS_LIMIT):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(listener.run, lambda _: heard.set())
+                await nursery.start(speaker.run, lambda _: None)
+                await heard.wait()
+                nursery.cancel_scope.cancel()
+    except* MeshError as group:
+        return_value = Finding("mdns", "warn", str(_first(group)), advice)
+    else:
+        where = ", ".join(listener.interfaces) or "no interface"
+        if heard.is_set():
+            return_value = Finding("mdns", "ok", f"works on this machine ({where})")
+        else:
+            return_value = Finding("mdns", "warn", f"no answer within {MDNS_LIMIT:g} s ({where})", advice)
+    return return_value
+
+
+def _announced(mesh: str) -> Mdns:
+    peer_id = Identity.generate().peer_id
+    return Mdns(peer_id=peer_id, mesh=mesh, role="node", addresses=[f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id}"])
+
+
+async def _bootstrap(address: str) -> Finding:
+    name = f"bootstrap {address[-12:]}"
+    advice = "is it running, is the address right, does a firewall stand between?"
+    try:
+        check_dial_address(address)
+    except ValueError as error:
+        return Finding(name, "fail", str(error), "copy the address from the peer's ready line")
+    try:
+        with trio.fail_after(DIAL_LIMIT):
+            await _dial(address)
+    except (MeshError, trio.TooSlowError) as error:
+        said = error.message if isinstance(error, MeshError) else f"{address} did not answer within {DIAL_LIMIT:g} s"
+        return Finding(name, "fail", said, advice)
+    return Finding(name, "ok", f"{address} answers")
+
+
+async def _dial(address: str) -> None:
+    async def refuse(channel: Channel) -> None:
+        channel.abort()
+
+    transport = Libp2pTransport(Identity.generate(), [])
+    failure: MeshError | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transport.run, refuse)
+        try:
+            (await transport.dial([address])).abort()
+        except MeshError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _model(name: str, path: Path) -> Finding:
+    try:
+        check_model_directory(path)
+    except MeshError as error:
+        return Finding(f"model {name}", "fail", *_halves(error))
+    return Finding(f"model {name}", "ok", f"{path} can be loaded")
+
+
+async def _gateway(url: str, named: bool) -> Finding:
+    try:
+        health = await Gateway(url).get("/health")
+    except MeshError as error:
+        return Finding("gateway", "fail" if named else "warn", *_halves(error))
+    return Finding("gateway", "ok", f"{url} is {health.get('status', 'there')}, version {health.get('version', '?')}")
+
+
+def _halves(error: MeshError) -> tuple[str, str]:
+    """What happened and what to do: our messages say both, with a semicolon between."""
+    what, _, advice = error.message.partition("; ")
+    return what, advice
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

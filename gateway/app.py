@@ -1,0 +1,109 @@
+"""The gateway put together: peer -> router -> dispatch -> admission -> HTTP and WebSocket routes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway import report
+from gateway.admission import Admission
+from gateway.dispatch import Dispatch, DispatchLimits
+from gateway.routing.policies import DEFAULT_POLICY
+from gateway.routing.router import Router as NodeRouter
+from gateway.services import Services
+from gateway.topics import Topics
+from gateway.websocket import Session
+from mesh.errors import BadRequest
+from mesh.http import Request, Response, Router, WebSocket, WebSocketResponse
+from mesh.openai.routes import OpenAIRoutes
+from mesh.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mesh.registry import Registry
+
+MAX_CLIENT_ID = 128
+MAX_REQUESTS = 1024
+LONELY_SECONDS = 10.0
+"""So long nobody wonders; then the log says what to do about it."""
+
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Everything behind the HTTP port of one gateway. `run` must be running for the topics to be told."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        strategy: str = DEFAULT_POLICY,
+        limits: DispatchLimits | None = None,
+        max_requests: int = MAX_REQUESTS,
+    ) -> None:
+        """Raises Misconfigured when there is no strategy of that name."""
+        self.registry = registry
+        self.dispatch = Dispatch(NodeRouter(registry, strategy=strategy), limits=limits)
+        self.service = Admission(self.dispatch, limit=max_requests)
+        self.topics = Topics(self.dispatch)
+        self.router = Router()
+        self._mount()
+
+    async def run(self, addresses: Sequence[str] = ()) -> None:
+        """What goes on beside the requests. `addresses`: where nodes reach this gateway. Runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.topics.run)
+            nursery.start_soon(self._explain_loneliness, addresses)
+
+    async def _explain_loneliness(self, addresses: Sequence[str]) -> None:
+        await trio.sleep(LONELY_SECONDS)
+        linked = sum(view.live for view in self.registry.peers.values())
+        # Without any link the peer itself says what it tried.
+        if linked and not self.registry.nodes():
+            logger.warning(
+                "linked to %d other peers, but none of them runs a model; start one: mesh-node --bootstrap %s",
+                linked,
+                next(iter(addresses), "ADDRESS"),
+            )
+
+    def _mount(self) -> None:
+        OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)
+        Services(self.registry).mount(self.router)
+        self.router.add("GET", "/health", self._health)
+        self.router.add("GET", "/ready", self._ready)
+        self.router.add("GET", "/status", self._status)
+        self.router.add("GET", "/v1/route", self._route)
+        self.router.add("GET", "/v1/mesh/peers", self._peers)
+        self.router.add("GET", "/ws/{client_id}", self._websocket)
+
+    async def _health(self, _request: Request) -> Response:
+        return Response.json(report.health(self.dispatch, __version__))
+
+    async def _ready(self, _request: Request) -> Response:
+        found = report.readiness(self.dispatch)
+        return Response.json(found, 200 if found["ready"] else 503)
+
+    async def _status(self, _request: Request) -> Response:
+        return Response.json(report.status(self.dispatch))
+
+    async def _route(self, request: Request) -> Response:
+        model = request.query.get("model")
+        if not model:
+            raise BadRequest("name the model: GET /v1/route?model=ID", code="missing_model", param="model")
+        return Response.json(report.route(self.dispatch, model))
+
+    async def _peers(self, _request: Request) -> Response:
+        return Response.json({"peers": report.peers(self.dispatch), "timestamp": report.timestamp()})
+
+    async def _websocket(self, request: Request) -> WebSocketResponse:
+        client_id = request.params["client_id"]
+        if len(client_id) > MAX_CLIENT_ID:
+            raise BadRequest(f"a client id has at most {MAX_CLIENT_ID} characters", code="invalid_client_id")
+
+        async def handle(socket: WebSocket) -> None:
+            await Session(socket, client_id, service=self.service, topics=self.topics).run()
+
+        return WebSocketResponse(handle)

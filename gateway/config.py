@@ -1,0 +1,77 @@
+"""The schema of `mesh-gateway`."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated
+
+import msgspec
+
+from gateway.routing.policies import DEFAULT_POLICY, POLICIES
+from mesh.config import CommonConfig, Option
+from mesh.errors import Misconfigured
+
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+def _check_strategy(name: str) -> None:
+    if name not in POLICIES:
+        raise ValueError(f"unknown strategy {name!r}; choose one of {', '.join(sorted(POLICIES))}")
+
+
+class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
+    """What `mesh-gateway` takes."""
+
+    host: Annotated[
+        str,
+        Option(help="Address of the HTTP port; others than loopback need --insecure.", environment=("HF_SERVER_HOST", "HOST")),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=65535),
+        Option(help="HTTP port; 0 means a free one.", environment=("HF_SERVER_PORT", "PORT")),
+    ] = 8000
+    insecure: Annotated[bool, Option(help="Let everybody who reaches --host use the mesh, without a key.")] = False
+    strategy: Annotated[
+        str,
+        Option(
+            help=f"How nodes are chosen: {', '.join(sorted(POLICIES))}.",
+            environment=("LOAD_BALANCING_STRATEGY",),
+            metavar="NAME",
+            check=_check_strategy,
+        ),
+    ] = DEFAULT_POLICY
+    max_requests: Annotated[
+        int, msgspec.Meta(ge=1), Option(help="Requests under way at once; further ones are answered with 429.")
+    ] = 1024
+    max_failures: Annotated[
+        int, msgspec.Meta(ge=1), Option(help="Nodes that may fail on one request before the request is given up.")
+    ] = 4
+    queue_wait: Annotated[
+        _Seconds, Option(help="How long a request waits for a node while none is ready.", metavar="SECONDS")
+    ] = 2.0
+    first_token_timeout: Annotated[
+        _Seconds, Option(help="How long a node may take to its first token, once it accepted the request.", metavar="SECONDS")
+    ] = 30.0
+    stall_timeout: Annotated[_Seconds, Option(help="How long a node may take from one token to the next.", metavar="SECONDS")] = (
+        60.0
+    )
+    request_timeout: Annotated[_Seconds, Option(help="How long a request may take in all.", metavar="SECONDS")] = 1800.0
+
+
+def check_binding(config: GatewayConfig) -> None:
+    """Raises Misconfigured when the HTTP port would be open to others and the operator did not say so."""
+    if config.insecure or is_loopback(config.host):
+        return
+    raise Misconfigured(
+        f"--host {config.host} opens this gateway to everybody who reaches it, and API keys (--api-keys) are not supported yet; "
+        "use --host 127.0.0.1, or add --insecure if everybody there may use the mesh"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine reaches the host."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

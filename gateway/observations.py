@@ -1,0 +1,128 @@
+"""What this gateway has seen of each (node, model): its speed, its load between two reports, its failures.
+
+1. Averages are exponential, start at the first value, and are `None` before it.
+2. `in_flight` goes up in `begin` and down in `end`, once each; a request tried on two nodes counts once on each.
+3. A busy answer is not a failure: only failures make a node suspect, for a time that doubles up to `SUSPECT_MAX`.
+4. At most `MAX_PAIRS` pairs are remembered; the ones not tried for longest go first, never one with a request in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mesh.identity import PeerId
+    from mesh.messages.link import ModelLoad
+
+SMOOTHING = 0.2
+"""Weight of a new value in an average."""
+SUSPECT_FIRST = 0.5
+SUSPECT_MAX = 30.0
+MAX_PAIRS = 4096
+
+
+@dataclass
+class Observation:
+    """One model on one node, as seen from here. Times in seconds."""
+
+    in_flight: int = 0
+    ttft: float | None = None
+    itl: float | None = None
+    tried_at: float | None = None
+    suspect_until: float = 0.0
+    failures_in_row: int = 0
+    requests: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    total_latency: float = 0.0
+    """Of the requests that succeeded."""
+    _report: ModelLoad | None = field(default=None, repr=False)
+    _reported: int = 0
+    _in_flight_then: int = 0
+
+    def busy(self, load: ModelLoad) -> int:
+        """Requests running or waiting there: the newest report, plus what we sent and minus what ended since."""
+        if load is not self._report:
+            self._report = load
+            self._take_report(load.running + load.waiting)
+        return max(0, self._reported + self.in_flight - self._in_flight_then, self.in_flight)
+
+    def reported(self, running: int, waiting: int, *, ended: bool) -> None:
+        """Counters that came with an event, newer than the last heartbeat. `ended`: our request is not among them."""
+        if running or waiting:
+            self._take_report(running + waiting)
+            self._in_flight_then -= ended
+
+    def _take_report(self, busy: int) -> None:
+        self._reported = busy
+        self._in_flight_then = self.in_flight
+
+    def begin(self, now: float) -> None:
+        """A request goes there."""
+        self.in_flight += 1
+        self.requests += 1
+        self.tried_at = now
+
+    def end(self) -> None:
+        """The request of one `begin` is over, however it ended."""
+        self.in_flight -= 1
+
+    def succeed(self, latency: float) -> None:
+        """It ended with `Done`."""
+        self.succeeded += 1
+        self.total_latency += latency
+        self.failures_in_row = 0
+        self.suspect_until = 0.0
+
+    def fail(self, now: float) -> None:
+        """The node, its worker or the way there broke."""
+        self.failed += 1
+        self.suspect_until = now + min(SUSPECT_MAX, SUSPECT_FIRST * 2 ** min(self.failures_in_row, 16))
+        self.failures_in_row += 1
+
+    def saw_first_token(self, seconds: float) -> None:
+        """From sending to the first token, of a request that did not have to queue."""
+        self.ttft = _average(self.ttft, seconds)
+
+    def saw_decode(self, seconds: float, tokens: int) -> None:
+        """How long the `tokens` after the first took."""
+        if tokens > 0:
+            self.itl = _average(self.itl, seconds / tokens)
+
+
+def _average(old: float | None, new: float) -> float:
+    return new if old is None else old + SMOOTHING * (new - old)
+
+
+class Observations:
+    """All of them, by node and model."""
+
+    def __init__(self, *, limit: int = MAX_PAIRS) -> None:
+        self._pairs: dict[tuple[PeerId, str], Observation] = {}
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def of(self, peer_id: PeerId, model: str) -> Observation:
+        """The pair's observation; a fresh one when it was never seen."""
+        found = self._pairs.get((peer_id, model))
+        if found is None:
+            self._make_room()
+            found = self._pairs[peer_id, model] = Observation()
+        return found
+
+    def known(self, peer_id: PeerId, models: Iterable[str]) -> list[Observation]:
+        """What was seen of these models of one node; nothing for those that were never looked at."""
+        found = (self._pairs.get((peer_id, model)) for model in models)
+        return [seen for seen in found if seen is not None]
+
+    def _make_room(self) -> None:
+        if len(self._pairs) < self._limit:
+            return
+        idle = [(seen.tried_at or 0.0, key) for key, seen in self._pairs.items() if not seen.in_flight]
+        for _, key in sorted(idle)[: max(1, self._limit // 8)]:
+            del self._pairs[key]

@@ -1,0 +1,259 @@
+"""What the gateway says about the mesh and itself, as JSON-ready values: status, peers, queues, routes.
+
+1. Everything is read from the registry, the links and the observations at the moment of asking; nothing is cached.
+2. A level is one of six (contract R84), lower case. Healthy and degraded nodes take requests, the others do not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import trio
+
+from gateway.routing.snapshot import ROUTABLE, state_of
+from mesh.messages.link import ModelLoad
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.dispatch import Dispatch, Totals
+    from gateway.observations import Observation
+    from gateway.routing.policies import Ranked
+    from mesh.messages.record import ModelEntry
+    from mesh.registry import PeerView
+
+Level = Literal["healthy", "degraded", "unhealthy", "offline", "initializing", "unknown"]
+Json = dict[str, Any]
+
+TASK_NAMES = {"chat": "text-generation", "completion": "text-generation", "embedding": "text-embedding"}
+"""Our tasks by the names that clients of the WebSocket and of the status report use."""
+
+
+def timestamp() -> str:
+    """Now, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def node_views(dispatch: Dispatch) -> list[PeerView]:
+    """Every node that the registry knows, linked or not, by name."""
+    views = [view for view in dispatch.router.registry.peers.values() if view.record.role == "node"]
+    return sorted(views, key=lambda view: (view.record.name, view.record.peer_id))
+
+
+def level_of(view: PeerView, dispatch: Dispatch) -> Level:
+    """How well the node does."""
+    if not view.live:
+        return "offline"
+    states = Counter(state_of(view, entry) for entry in view.record.models)
+    if not states:
+        return "unknown"
+    if not any(states[state] for state in ROUTABLE):
+        return "initializing" if states["loading"] else "unhealthy"
+    suspect = any(trio.current_time() < seen.suspect_until for seen in _seen(view, dispatch))
+    return "degraded" if suspect or states["failed"] else "healthy"
+
+
+def servable(dispatch: Dispatch) -> bool:
+    """True when some model can be served now."""
+    return any(level_of(view, dispatch) in ("healthy", "degraded") for view in node_views(dispatch))
+
+
+def health(dispatch: Dispatch, version: str) -> Json:
+    """The body of `GET /health`: the gateway lives, and how many nodes do."""
+    levels = [level_of(view, dispatch) for view in node_views(dispatch)]
+    return {
+        "status": "healthy",
+        "mode": "api_server",
+        "version": version,
+        "router": True,
+        "healthy_services": sum(level in ("healthy", "degraded") for level in levels),
+        "total_services": len(levels),
+        "timestamp": timestamp(),
+    }
+
+
+def readiness(dispatch: Dispatch) -> Json:
+    """The body of `GET /ready`."""
+    ready = servable(dispatch)
+    return {"ready": ready, "engine_connected": ready, "status": "ready" if ready else "no model can be served now"}
+
+
+def status(dispatch: Dispatch) -> Json:
+    """The body of `GET /status`: one backend per node."""
+    backends = [backend(view, dispatch) for view in node_views(dispatch)]
+    totals = dispatch.totals
+    return {
+        "total_backends": len(backends),
+        "backends_by_type": dict(Counter(item["type"] for item in backends)),
+        "backends_by_status": dict(Counter(item["status"] for item in backends)),
+        "total_requests": totals.requests,
+        "total_successful": totals.succeeded,
+        "total_failed": totals.failed,
+        "supported_tasks": sorted({task for item in backends for task in item["tasks"]}),
+        "backends": backends,
+        "timestamp": timestamp(),
+    }
+
+
+def backend(view: PeerView, dispatch: Dispatch) -> Json:
+    """One node as a backend of this gateway."""
+    return {
+        "id": view.record.peer_id,
+        "name": view.record.name,
+        "type": "P2P",
+        "status": level_of(view, dispatch),
+        "endpoint": next(iter(view.record.addresses), ""),
+        "tasks": _tasks(view.record.models),
+        "protocols": ["libp2p"],
+        "models": [{"id": entry.id, "state": state_of(view, entry)} for entry in view.record.models],
+        "metrics": _metrics(view, _seen(view, dispatch)),
+    }
+
+
+def _tasks(models: Iterable[ModelEntry]) -> list[str]:
+    named = {task for entry in models for task in (entry.capabilities.tasks or [entry.task])}
+    return sorted({TASK_NAMES.get(task, task) for task in named})
+
+
+def _seen(view: PeerView, dispatch: Dispatch) -> list[Observation]:
+    return dispatch.router.observations.known(view.peer_id, (entry.id for entry in view.record.models))
+
+
+def _metrics(view: PeerView, seen: list[Observation]) -> Json:
+    succeeded, failed = sum(one.succeeded for one in seen), sum(one.failed for one in seen)
+    ended = succeeded + failed
+    queue = sum(_load(view, entry).waiting for entry in view.record.models)
+    return {
+        "requests": sum(one.requests for one in seen),
+        "successful": succeeded,
+        "failed": failed,
+        "success_rate": succeeded / ended if ended else None,
+        "avg_latency_ms": sum(one.total_latency for one in seen) * 1000 / succeeded if succeeded else None,
+        "queue_size": queue,
+        "current_queue_size": queue,
+        "active_connections": sum(one.in_flight for one in seen),
+        "models_loaded": sum(state_of(view, entry) == "ready" for entry in view.record.models),
+        "uptime": None,
+    }
+
+
+def _load(view: PeerView, entry: ModelEntry) -> ModelLoad:
+    found = view.link.load.get(entry.id) if view.link is not None else None
+    return found or ModelLoad(state=entry.state)
+
+
+def peers(dispatch: Dispatch) -> list[Json]:
+    """The body of `GET /v1/mesh/peers`: everybody the registry knows, by role and name."""
+    views = dispatch.router.registry.peers.values()
+    return [peer(view) for view in sorted(views, key=lambda view: (view.record.role, view.record.name, view.record.peer_id))]
+
+
+def peer(view: PeerView) -> Json:
+    """One peer of the mesh."""
+    link = view.link
+    return {
+        "peer_id": view.record.peer_id,
+        "name": view.record.name,
+        "role": view.record.role,
+        "version": view.record.version,
+        "addresses": view.record.addresses,
+        "linked": view.live,
+        "leaving": link is not None and link.leaving,
+        "rtt_ms": _milliseconds(link.rtt) if link is not None else None,
+        "models": [_model(view, entry) for entry in view.record.models],
+        "hardware": view.record.hardware,
+        "ports": view.record.ports,
+    }
+
+
+def _model(view: PeerView, entry: ModelEntry) -> Json:
+    load = _load(view, entry)
+    return {
+        "id": entry.id,
+        "aliases": entry.aliases,
+        "state": load.state,
+        "running": load.running,
+        "waiting": load.waiting,
+        "slots": load.slots,
+        "context_length": entry.context_length,
+        "backend": entry.backend,
+    }
+
+
+def queues(dispatch: Dispatch) -> list[Json]:
+    """What runs and waits for each model over all linked nodes, sorted by model id."""
+    found: dict[str, Json] = {}
+    for view in dispatch.router.registry.nodes():
+        for entry in view.record.models:
+            load = _load(view, entry)
+            row = found.setdefault(entry.id, {"model": entry.id, "running": 0, "waiting": 0, "slots": 0, "nodes": 0})
+            row["running"] += load.running
+            row["waiting"] += load.waiting
+            row["slots"] += load.slots
+            row["nodes"] += 1
+    return [found[model] for model in sorted(found)]
+
+
+def sample(totals: Totals) -> Json:
+    """This gateway's counters."""
+    return {
+        "requests": totals.requests,
+        "successful": totals.succeeded,
+        "failed": totals.failed,
+        "cancelled": totals.cancelled,
+        "retried": totals.retried,
+        "in_flight": totals.in_flight,
+    }
+
+
+def route(dispatch: Dispatch, name: str) -> Json:
+    """The body of `GET /v1/route`: where a request for the model would go now, and why. Raises NotFound, Conflict."""
+    model = dispatch.models.resolve(name)
+    ranked = dispatch.router.rank(model)
+    chosen = {item.candidate.peer_id for item in ranked}
+    others = [view for view in node_views(dispatch) if any(entry.id == model for entry in view.record.models)]
+    return {
+        "model": model,
+        "strategy": dispatch.router.strategy,
+        "candidates": [_ranked(place, item) for place, item in enumerate(ranked, start=1)],
+        "not_considered": [_passed_over(view, model) for view in others if view.record.peer_id not in chosen],
+        "timestamp": timestamp(),
+    }
+
+
+def _ranked(place: int, item: Ranked) -> Json:
+    candidate = item.candidate
+    return {
+        "rank": place,
+        "peer_id": candidate.peer_id,
+        "name": candidate.name,
+        "state": candidate.state,
+        "score": item.score,
+        "parts": item.parts,
+        "busy": candidate.busy,
+        "in_flight": candidate.in_flight,
+        "slots": candidate.slots,
+        "rtt_ms": _milliseconds(candidate.rtt),
+        "ttft_ms": _milliseconds(candidate.ttft),
+        "itl_ms": _milliseconds(candidate.itl),
+        "weight": candidate.weight,
+        "tried": candidate.idle is not None,
+        "suspect": candidate.suspect,
+    }
+
+
+def _passed_over(view: PeerView, model: str) -> Json:
+    state = next(state_of(view, entry) for entry in view.record.models if entry.id == model)
+    if view.link is None:
+        reason = "there is no link to it"
+    elif view.link.leaving:
+        reason = "it is leaving the mesh"
+    else:
+        reason = f"its model is {state}"
+    return {"peer_id": view.record.peer_id, "name": view.record.name, "state": state, "reason": reason}
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

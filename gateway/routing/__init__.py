@@ -1,0 +1,1 @@
+"""Where a request goes: what is known of the candidates, and policies that order them."""

@@ -1,0 +1,81 @@
+"""The search of one request for a node: which ones it tried, what they said, and what that means.
+
+1. An error that another node may not have is retried; what is wrong with the request itself is not.
+2. A node that is full, away or loading says nothing against the request; a lost link or a dead worker might: such failures are
+   counted, so that a request that kills workers stops after a few.
+3. A tried node may be tried again only when it has changed since: another link, or another state of its model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mesh.errors import BackendFailed, Busy, MeshError, Unavailable
+
+if TYPE_CHECKING:
+    from gateway.routing.snapshot import Demand
+    from mesh.identity import PeerId
+
+RETRY_AFTER = 2.0
+"""Seconds that a client is asked to wait when nobody can serve it."""
+
+OUT_OF_DATE = frozenset(("model_not_found", "request_in_progress"))
+"""The node serves the model no longer, or has not noticed yet that the first try of the same request was lost."""
+
+
+class Search:
+    """What is remembered between the attempts of one request. `patience`: seconds it may still wait for a node."""
+
+    def __init__(self, model: str, demand: Demand, *, patience: float, max_failures: int) -> None:
+        self.model = model
+        self.demand = demand
+        self.patience = patience
+        self.tried: set[PeerId] = set()
+        self._errors: list[MeshError] = []
+        self._failures_left = max_failures
+
+    def failed(self, node: PeerId, error: MeshError) -> None:
+        """The attempt at `node` ended with `error`."""
+        self.tried.add(node)
+        self._errors.append(error)
+        self._failures_left -= is_failure(error)
+
+    @property
+    def exhausted(self) -> bool:
+        """True when the request is more likely at fault than the nodes."""
+        return self._failures_left <= 0
+
+    @property
+    def worth_waiting(self) -> bool:
+        """True when the nodes were away, not full or broken: one may be back in a moment."""
+        return self.patience > 0 and all(isinstance(error, Unavailable) or error.code == "worker_died" for error in self._errors)
+
+    def verdict(self) -> MeshError:
+        """What the client is told: that nodes were full if any was, else what the last one said."""
+        if not self._errors:
+            message = f"no node can serve {self.model!r} right now; try again in {RETRY_AFTER:g} s"
+            return Unavailable(message, code="model_unavailable", retry_after=RETRY_AFTER)
+        error = next((error for error in reversed(self._errors) if isinstance(error, Busy)), self._errors[-1])
+        if error.retry_after is None and isinstance(error, (Busy, Unavailable)):
+            error.retry_after = RETRY_AFTER
+        return error
+
+
+def may_retry(error: MeshError) -> bool:
+    """True when another node may do better: the kind says so, or what we knew of this one was out of date."""
+    return error.retriable or error.code in OUT_OF_DATE
+
+
+def is_failure(error: MeshError) -> bool:
+    """True when something broke, at the node or on the way; False when the node just could not take the request."""
+    if isinstance(error, Unavailable):
+        return error.code == "link_lost"
+    return error.retriable and not isinstance(error, Busy)
+
+
+def interrupted(error: MeshError) -> MeshError:
+    """What the client of a stream that had begun is told."""
+    if not error.retriable:
+        return error
+    message = f"the node was lost in the middle of the answer ({error.code}); send the request again"
+    return BackendFailed(message, code="stream_interrupted")

@@ -1,0 +1,38 @@
+"""What an address says: whose it is, and whether it is near enough for an open mesh."""
+
+from __future__ import annotations
+
+import ipaddress
+from itertools import pairwise
+
+from mesh.identity import PeerId, public_key_of
+
+
+def peer_of(address: str) -> PeerId:
+    """The peer id at the end of a full multiaddr. Raises ValueError when there is none or it is not an Ed25519 peer id."""
+    head, marker, peer_id = address.rpartition("/p2p/")
+    if not marker or not head.startswith("/"):
+        raise ValueError(f"{address[:200]!r} does not end in /p2p/<peer id>")
+    public_key_of(peer_id)
+    return PeerId(peer_id)
+
+
+def is_near(address: str) -> bool:
+    """True unless `address` (a multiaddr or `host:port`) holds an IP address outside loopback, link-local and private ranges."""
+    ip = _ip_of(address)
+    return ip is None or ip.is_loopback or ip.is_link_local or ip.is_private
+
+
+def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    if address.startswith("/"):
+        parts = address.split("/")
+        # A zone (`/ip6zone/eth0/ip6/fe80::1`) stands before the address it belongs to.
+        host = next((value for name, value in pairwise(parts) if name in ("ip4", "ip6")), "")
+    else:
+        host = address.rpartition(":")[0].strip("[]")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    # A listener on both families sees an IPv4 peer like this.
+    return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip

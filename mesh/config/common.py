@@ -1,0 +1,67 @@
+"""The keys that every long-running program has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from mesh.config.addresses import check_dial_address, check_listen_address
+from mesh.config.schema import Option
+from mesh.logs import parse_levels
+
+
+def _check_levels(spec: str) -> None:
+    parse_levels(spec)
+
+
+def _check_name(name: str) -> None:
+    # It is shown in other operators' terminals and stands in the mDNS record.
+    if len(name.encode()) > 63 or not name.isprintable():
+        raise ValueError(f"{name[:64]!r} is not a name; give at most 63 bytes of printable text")
+
+
+class CommonConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What all roles share. A role's schema inherits it and may give a key another default."""
+
+    bootstrap: Annotated[
+        list[str],
+        Option(
+            help="A peer to find the mesh through: its multiaddr, ending in /p2p/PEER-ID.",
+            environment=("LIBP2P_BOOTSTRAP_PEERS",),
+            metavar="ADDR",
+            check=check_dial_address,
+        ),
+    ] = []
+    listen: Annotated[
+        list[str],
+        Option(help="Where other peers reach this one; port 0 means a free one.", metavar="ADDR", check=check_listen_address),
+    ] = msgspec.field(default_factory=lambda: ["/ip4/0.0.0.0/tcp/0"])
+    mdns: Annotated[bool, Option(help="Find peers on the local network, and be found.", environment=("LIBP2P_ENABLE_MDNS",))] = (
+        True
+    )
+    mesh: Annotated[str, Option(help="The mesh to join: peers of another name are ignored.", check=_check_name)] = "default"
+    name: Annotated[
+        str,
+        Option(help="The name shown to people.", check=_check_name, default_help="the host name and the end of the peer id"),
+    ] = ""
+    state_dir: Annotated[
+        Path | None,
+        Option(
+            help="Holds the peer's key and its live addresses; another folder is another peer.",
+            default_help="infermesh/ROLE in the platform's state folder",
+        ),
+    ] = None
+    drain_timeout: Annotated[
+        float,
+        msgspec.Meta(ge=0),
+        Option(help="Seconds that requests in flight may take to finish after SIGTERM.", metavar="SECONDS"),
+    ] = 30.0
+    log_format: Annotated[Literal["text", "json"], Option(help="How log lines on stderr look.")] = "text"
+    log_level: Annotated[
+        str, Option(help="debug, info, warning or error; per module as in info,mesh.link=debug.", check=_check_levels)
+    ] = "info"
+    config_file: Annotated[
+        Path | None, Option(help="A TOML or JSON file with any of these keys.", metavar="FILE", in_file=False)
+    ] = None

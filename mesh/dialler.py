@@ -1,0 +1,155 @@
+"""Keeps links to whom we want to be linked with: dials, waits for the end, dials again.
+
+1. One task per wanted peer, at most `MAX_TARGETS` of them besides the bootstrap peers; at most `MAX_DIALS` dials at once.
+2. Retries are jittered and back off, for ever for a bootstrap peer, else until nobody vouches for the target any more.
+3. A peer that is linked already, whoever dialled, is not dialled.
+4. News about a target (a new record, a new sighting) ends its wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from mesh.backoff import Backoff
+from mesh.errors import Conflict, Denied, MeshError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from mesh.identity import PeerId
+    from mesh.link import Link
+    from mesh.trail import Trail
+
+MAX_TARGETS = 1_000
+MAX_DIALS = 32
+STEADY = 5.0
+"""Seconds that a link must have lived for its end to count as the first failure."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """Somebody whom we want to be linked with. `until` is on trio's clock; None = for ever."""
+
+    peer_id: PeerId
+    way: str
+    addresses: list[str]
+    until: float | None = None
+    news: trio.Event = field(default_factory=trio.Event)
+    tried: trio.Event = field(default_factory=trio.Event)
+    backoff: Backoff = field(default_factory=Backoff)
+
+    @property
+    def label(self) -> str:
+        """How logs and the trail name it."""
+        return self.addresses[0] if self.addresses else self.peer_id
+
+
+class Dialler:
+    """`connect` dials a target, sets its `tried` when the link is up, and lives the link to its end.
+
+    It raises MeshError when there is no link or it was refused.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Target], Awaitable[None]],
+        link_of: Callable[[PeerId], Link | None],
+        trail: Trail,
+    ) -> None:
+        self._connect = connect
+        self._link_of = link_of
+        self._trail = trail
+        self._targets: dict[PeerId, Target] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Dial nobody any more. Links that are up stay."""
+        self._stopped = True
+        for target in self._targets.values():
+            target.news.set()
+
+    def drop(self, peer_id: PeerId) -> None:
+        """Nobody vouches for this peer any more."""
+        target = self._targets.get(peer_id)
+        if target is not None and target.until is not None:
+            target.until = 0.0
+            target.news.set()
+
+    def want(self, nursery: trio.Nursery, peer_id: PeerId, way: str, addresses: Sequence[str], until: float) -> None:
+        """Keep a link to a peer until a time on trio's clock. News about a known target refresh it."""
+        target = self._targets.get(peer_id)
+        if target is not None:
+            self._refresh(target, addresses, until)
+        elif addresses and len(self._targets) < MAX_TARGETS and not self._stopped:
+            self._targets[peer_id] = target = Target(peer_id, way, list(addresses), until)
+            nursery.start_soon(self._keep, target)
+
+    def hold(self, nursery: trio.Nursery, peer_id: PeerId, addresses: Sequence[str]) -> Target:
+        """Keep a link to a bootstrap peer for ever. The target's `tried` is set once it was tried."""
+        self._targets[peer_id] = target = Target(peer_id, "bootstrap", list(addresses))
+        nursery.start_soon(self._keep, target)
+        return target
+
+    def _refresh(self, target: Target, addresses: Sequence[str], until: float) -> None:
+        if target.until is None:
+            return
+        target.until = max(target.until, until)
+        fresh = [address for address in addresses if address not in target.addresses]
+        if fresh:
+            # The newest first; the old ones stay as a second chance, within bounds.
+            target.addresses = [*addresses, *(old for old in target.addresses if old not in addresses)][:16]
+            target.backoff.reset()
+            target.news.set()
+
+    def _wanted(self, target: Target) -> bool:
+        return not self._stopped and (target.until is None or trio.current_time() < target.until)
+
+    async def _keep(self, target: Target) -> None:
+        try:
+            while self._wanted(target):
+                link = self._link_of(target.peer_id)
+                if link is not None:
+                    target.tried.set()
+                    await link.closed.wait()
+                    await trio.lowlevel.checkpoint()
+                    continue
+                await self._try(target)
+                await self._pause(target)
+        finally:
+            self._targets.pop(target.peer_id, None)
+            target.tried.set()
+
+    async def _try(self, target: Target) -> None:
+        began = trio.current_time()
+        try:
+            await self._connect(target)
+        except Conflict as error:
+            if error.code != "duplicate":
+                self._failed(target, error, for_long=True)
+        except Denied as error:
+            self._failed(target, error, for_long=True)
+        except MeshError as error:
+            self._failed(target, error, for_long=False)
+        else:
+            if trio.current_time() - began >= STEADY:
+                target.backoff.reset()
+        target.tried.set()
+
+    def _failed(self, target: Target, error: MeshError, *, for_long: bool) -> None:
+        if for_long:
+            target.backoff.give_up_for_long()
+        level = logging.WARNING if for_long or target.way == "bootstrap" else logging.INFO
+        logger.log(level, "no link to %s (%s): %s", target.label, target.way, error.message)
+        self._trail.add(target.way, target.label, error.message, code=error.code)
+
+    async def _pause(self, target: Target) -> None:
+        if self._wanted(target):
+            with trio.move_on_after(target.backoff.next()):
+                await target.news.wait()
+            target.news = trio.Event()

@@ -1,0 +1,390 @@
+"""One process in the mesh: its transport, links, registry and ways to find others.
+
+1. A gateway dials every node it learns of; everybody keeps a link to each bootstrap address; two nodes need no link.
+2. Between two peers one link stays. Same `instance`: the one dialled by the smaller peer id, or the newer when one side dialled
+   both. Another instance: the newer. `links` holds the one that stays; the other ends once it is idle.
+3. Nothing that a link, a dial or a way of hearing does ends `run`.
+4. An open mesh takes peers from loopback, link-local and private addresses only.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from mesh.addresses import is_near, peer_of
+from mesh.dialler import MAX_DIALS, Dialler, Target
+from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
+from mesh.exchange import MAX_RECORDS, Exchange
+from mesh.link import Link, LinkSide
+from mesh.link.link import refuse
+from mesh.messages.link import Heartbeat, Hello, Leave, Records
+from mesh.own_record import OwnRecord
+from mesh.peer_settings import PeerSettings
+from mesh.record import RECORD_TTL, RecordError, read_unchecked
+from mesh.registry import Registry
+from mesh.sightings import mdns
+from mesh.trail import Trail
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from mesh.identity import PeerId
+    from mesh.link.link import Control
+    from mesh.messages.link import ModelLoad
+    from mesh.messages.record import ModelEntry, Role, SealedRecord
+    from mesh.registry import PeerView
+    from mesh.service import InferenceService
+    from mesh.sightings import DiscoveryFactory, Sighting
+    from mesh.transport.base import Channel, Transport
+
+MAX_LINKS = 2_048
+ISOLATED_AFTER = 10.0
+"""Seconds alone until the log says why."""
+RETIRE_LIMIT = 30.0
+"""Seconds that the second of two links may still carry what is in flight."""
+FAREWELL_LIMIT = 1.0
+BREATH = 16
+"""Signatures checked between two chances for other tasks: about a millisecond."""
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Peer", "PeerSettings"]
+
+
+class Peer:
+    """See the head of this file for the rules."""
+
+    def __init__(
+        self,
+        settings: PeerSettings,
+        transport: Transport,
+        service: InferenceService | None = None,
+        *,
+        discovery: Mapping[str, DiscoveryFactory] | None = None,
+    ) -> None:
+        """`discovery` adds ways of hearing, by name. Raises Misconfigured for a bootstrap address that is none."""
+        self.settings = settings
+        self.identity = settings.identity
+        self.instance = secrets.token_hex(8)
+        self.registry = Registry(settings.identity.peer_id, mesh=settings.mesh)
+        self.links: dict[PeerId, Link] = {}
+        self.trail = Trail()
+        self.leaving = False
+        self._transport = transport
+        self._discovery = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
+        self._bootstrap = _by_peer(settings.bootstrap)
+        self._load: dict[str, ModelLoad] = {}
+        self._own = OwnRecord(settings)
+        self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
+        self._exchange = Exchange(self.registry, lambda: self.links.values())
+        self._dialler = Dialler(self._connect, self._link_of, self.trail)
+        self._dials = trio.CapacityLimiter(MAX_DIALS)
+        self._hearing = trio.CancelScope()
+        self._open_links = 0
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Ours."""
+        return self.identity.peer_id
+
+    @property
+    def mesh(self) -> str:
+        """The name of the mesh."""
+        return self.settings.mesh
+
+    @property
+    def role(self) -> Role:
+        """Ours."""
+        return self.settings.role
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where others reach us: full multiaddrs, loopback first. Known once `run` has started."""
+        return self._transport.addresses
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
+
+        Raises Misconfigured when a listener cannot be bound.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self._transport.run, self._accept)
+            self._issue()
+            nursery.start_soon(self._exchange.run)
+            nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._hear_all)
+            targets = [self._dialler.hold(nursery, peer_id, addresses) for peer_id, addresses in self._bootstrap.items()]
+            for target in targets:
+                await target.tried.wait()
+            task_status.started()
+            nursery.start_soon(self._explain_isolation)
+
+    def announce(self, models: list[ModelEntry], load: dict[str, ModelLoad]) -> None:
+        """Say what we serve and how busy it is. Never blocks; everybody linked hears at once when something important changed.
+
+        Raises Misconfigured when the record gets over 4 KiB.
+        """
+        states_changed = {name: one.state for name, one in load.items()} != {name: one.state for name, one in self._load.items()}
+        self._load = dict(load)
+        if models != self._own.models:
+            self._change(models)
+        elif not states_changed:
+            return
+        for link in self.links.values():
+            link.beat()
+
+    async def leave(self, reason: str = "the program stops") -> None:
+        """Say Leave on every link, stop dialling, accepting and announcing. Links stay, for what is in flight.
+
+        Blocks until it is said, at most FAREWELL_LIMIT.
+        """
+        self.leaving = True
+        self._dialler.stop()
+        self._hearing.cancel()
+        with trio.move_on_after(FAREWELL_LIMIT):
+            async with trio.open_nursery() as nursery:
+                for link in self.links.values():
+                    link.send(Leave(reason))
+                    nursery.start_soon(link.flush)
+
+    # Our own record
+
+    def _hello(self) -> Hello:
+        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed)
+
+    def _issue(self) -> None:
+        """A new record, to everybody linked."""
+        self._own.addresses = self.addresses
+        self._push(self._own.issue())
+
+    def _change(self, models: list[ModelEntry]) -> None:
+        before, self._own.models = self._own.models, list(models)
+        try:
+            self._push(self._own.issue())
+        except Misconfigured:
+            self._own.models = before
+            raise
+
+    def _push(self, sealed: SealedRecord) -> None:
+        for link in self.links.values():
+            link.send(Records([sealed]))
+
+    async def _keep_time(self) -> None:
+        while True:
+            await trio.sleep(RECORD_TTL / 3)
+            self.registry.expire()
+            if not self.leaving:
+                self._issue()
+
+    # Links
+
+    async def _accept(self, channel: Channel) -> None:
+        try:
+            await self._live(channel, dialled=False, up=self._accepted)
+        except MeshError as error:
+            logger.info("no link from %s at %s: %s", channel.peer_id, channel.remote_address, error.message)
+
+    def _accepted(self, link: Link) -> None:
+        self._settle(link)
+        self.trail.add("inbound", link.peer_id, "is linked", found=True)
+
+    async def _connect(self, target: Target) -> None:
+        def up(link: Link) -> None:
+            self._settle(link)
+            target.tried.set()
+            self.trail.add(target.way, target.label, "is linked", found=True)
+
+        async with self._dials:
+            channel = await self._transport.dial(target.addresses)
+        await self._live(channel, dialled=True, up=up)
+
+    async def _live(self, channel: Channel, *, dialled: bool, up: Callable[[Link], None]) -> None:
+        """Run a link from its channel to its end. Raises MeshError when it is refused or says no hello."""
+        refusal = self._refusal(channel)
+        if refusal is not None:
+            await refuse(channel, refusal.code, refusal.message)
+            raise refusal
+        link = Link(channel, replace(self._side, up=up), dialled=dialled)
+        self._open_links += 1
+        try:
+            await link.run()
+        except Exception as error:
+            if isinstance(error, MeshError):
+                raise
+            logger.exception("the link to %s failed on our side", channel.peer_id)
+        finally:
+            self._open_links -= 1
+            self._gone(link)
+
+    def _refusal(self, channel: Channel) -> MeshError | None:
+        if not is_near(channel.remote_address):
+            text = "this mesh is open and takes peers from loopback, link-local and private addresses only"
+            return Denied(text, code="open_mesh", status=403)
+        if self.leaving:
+            return Denied("this peer is leaving the mesh", code="leaving", status=403)
+        if self._open_links >= MAX_LINKS:
+            return Busy(f"this peer has {MAX_LINKS} links already", code="full")
+        return None
+
+    def _admit(self, link: Link) -> None:
+        if link.peer_id == self.peer_id:
+            if link.hello.instance == self.instance:
+                raise Conflict("this is our own address", code="same_identity")
+            logger.warning("another process at %s uses our identity %s", link.remote_address, self.peer_id)
+            raise Conflict("another process uses this identity; give each its own --state-dir", code="same_identity")
+
+    def _link_of(self, peer_id: PeerId) -> Link | None:
+        link = self.links.get(peer_id)
+        return None if link is None or link.closed.is_set() else link
+
+    def _settle(self, link: Link) -> None:
+        """Decide which link of this peer stays, and tell the registry."""
+        known = self._link_of(link.peer_id)
+        if known is None:
+            self._install(link)
+        elif known.hello.instance != link.hello.instance:
+            logger.warning("peer %s runs twice or was restarted: the newer of its links stays", link.peer_id)
+            self._install(link)
+            self._start(
+                known.refuse, "replaced", "a newer process with the same identity is linked; give each its own --state-dir"
+            )
+        elif self._stays(known, link):
+            self._start(self._retire, link)
+        else:
+            self._install(link)
+            self._start(self._retire, known)
+
+    def _stays(self, known: Link, new: Link) -> bool:
+        return known.dialled != new.dialled and known.dialled == (self.peer_id < known.peer_id)
+
+    def _install(self, link: Link) -> None:
+        self.links[link.peer_id] = link
+        self.registry.linked(link)
+        self._learned(self.registry.peers[link.peer_id], link.peer_id)
+        self._exchange.greet(link)
+        logger.info("linked with %s %s (%s)", link.record.role, link.record.name, link.peer_id)
+
+    def _gone(self, link: Link) -> None:
+        if self.links.get(link.peer_id) is link:
+            del self.links[link.peer_id]
+            logger.info("the link to %s ended: %s", link.peer_id, link.reason or "our side stopped")
+        self.registry.unlinked(link)
+
+    async def _retire(self, link: Link) -> None:
+        """End the second of two links once nothing is in flight on it; the other side may still be about to use it."""
+        with trio.move_on_after(RETIRE_LIMIT):
+            await trio.sleep(1)
+            await link.idle()
+        await link.refuse("duplicate", "another link between the two peers stays")
+
+    def _start(self, task: Callable[..., Awaitable[None]], *arguments: Link | str) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(task, *arguments)
+
+    # What links and others say
+
+    async def _hear(self, link: Link, message: Control) -> None:
+        current = self.links.get(link.peer_id) is link
+        match message:
+            case Records():
+                await self._learn_all(link, message)
+            case Heartbeat() if current:
+                self.registry.beaten(link)
+            case Leave() if current:
+                logger.info("%s leaves the mesh: %.200s", link.peer_id, message.reason)
+                self.registry.forget(link.peer_id, message.reason[:200])
+                self._dialler.drop(link.peer_id)
+            case _:
+                pass
+
+    async def _learn_all(self, link: Link, message: Records) -> None:
+        for index, sealed in enumerate(message.records[:MAX_RECORDS]):
+            age = message.ages[index] if index < len(message.ages) else 0
+            self._learn(link, sealed, age)
+            if index % BREATH == BREATH - 1:
+                await trio.lowlevel.checkpoint()
+
+    def _learn(self, link: Link, sealed: SealedRecord, age: float) -> None:
+        view = self.registry.learn(sealed, age=age)
+        if view is not None:
+            self._learned(view, link.peer_id)
+        elif _claims(sealed, self.peer_id) and self._own.outgrows(sealed):
+            self._issue()
+
+    def _learned(self, view: PeerView, source: PeerId) -> None:
+        self._exchange.spread(view, source)
+        if self.role == "gateway" and view.record.role == "node":
+            way = "a record from " + source
+            self._want(view.peer_id, way, view.record.addresses, view.expires)
+
+    def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
+        assert self._nursery is not None
+        own = [address for address in addresses if _names(address, peer_id)]
+        if peer_id != self.peer_id:
+            self._dialler.want(self._nursery, peer_id, way, own, until)
+
+    async def _hear_all(self) -> None:
+        with self._hearing:
+            async with trio.open_nursery() as nursery:
+                for name, factory in self._discovery.items():
+                    nursery.start_soon(self._hear_by, name, factory)
+
+    async def _hear_by(self, name: str, factory: DiscoveryFactory) -> None:
+        self.trail.add(name, "the local network", "has heard of nobody yet")
+        try:
+            await factory(self).run(lambda sighting: self._sighted(name, sighting))
+        except MeshError as error:
+            self.trail.add(name, "the local network", error.message, code=error.code)
+            logger.warning("%s does not work: %s", name, error.message)
+        except Exception:
+            self.trail.add(name, "the local network", "it broke; the log says why", code="broken")
+            logger.exception("%s broke", name)
+
+    def _sighted(self, name: str, sighting: Sighting) -> None:
+        if sighting.peer_id == self.peer_id:
+            return
+        if sighting.mesh != self.mesh:
+            self.trail.add(name, sighting.peer_id, f"it is in mesh {sighting.mesh[:64]!r}, not {self.mesh!r}", code="other_mesh")
+            return
+        self.trail.add(name, "the local network", f"last heard of {sighting.role} {sighting.peer_id}")
+        if self.role == "gateway" and sighting.role == "node":
+            self._want(sighting.peer_id, name, list(sighting.addresses), trio.current_time() + RECORD_TTL)
+
+    async def _explain_isolation(self) -> None:
+        if self.role == "bootstrap" and not self._bootstrap:
+            return
+        await trio.sleep(ISOLATED_AFTER)
+        if not self.links and not self.leaving:
+            for sentence in self.trail.explain():
+                logger.warning("%s", sentence)
+
+
+def _by_peer(addresses: list[str]) -> dict[PeerId, list[str]]:
+    grouped: dict[PeerId, list[str]] = {}
+    for address in addresses:
+        try:
+            grouped.setdefault(peer_of(address), []).append(address)
+        except ValueError as error:
+            raise Misconfigured(f"--bootstrap: {error}; pass an address as `mesh-bootstrap` prints it") from error
+    return grouped
+
+
+def _names(address: str, peer_id: PeerId) -> bool:
+    try:
+        return peer_of(address) == peer_id
+    except ValueError:
+        return False
+
+
+def _claims(sealed: SealedRecord, peer_id: PeerId) -> bool:
+    try:
+        return read_unchecked(sealed).peer_id == peer_id
+    except RecordError:
+        return False

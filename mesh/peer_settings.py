@@ -1,0 +1,27 @@
+"""What a program decides about its peer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mesh.messages.record import Hardware
+
+if TYPE_CHECKING:
+    from mesh.identity import Identity
+    from mesh.messages.record import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSettings:
+    """`bootstrap` holds full multiaddrs, several of one peer or of many."""
+
+    identity: Identity
+    role: Role
+    name: str
+    mesh: str = "default"
+    bootstrap: list[str] = field(default_factory=list)
+    mdns: bool = False
+    hardware: Hardware = field(default_factory=Hardware)
+    ports: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,5 @@
+"""`python -m node` is `mesh-node`."""
+
+from node.cli import main
+
+main()

@@ -1,0 +1,131 @@
+"""The life of a node: bind, load, join, say ready; then leave, drain, end.
+
+1. Everything that the operator got wrong is found before the first process is started, and ends the start with Misconfigured.
+2. The mesh hears of every change of a model's state in the moment it happens, and of the load every `LOAD_INTERVAL`.
+3. On the way out nothing new is taken, what runs may end within the drain time-out, and no worker is left behind.
+4. A model that is refused is shown as failed beside others that work; when none can work, the start has failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from mesh.errors import MeshError, Misconfigured
+from mesh.peer import Peer, PeerSettings
+from mesh.transport.libp2p import Libp2pTransport
+from node.backends.build import build_backends
+from node.hardware import discover
+from node.http import Identification, Ports, url_of
+from node.progress import LoadingProgress
+from node.service import NodeService
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mesh.runtime import Program
+    from node.backends.base import Backend
+    from node.config import NodeConfig
+
+LOAD_INTERVAL = 0.5
+"""Seconds between looks at the load; `announce` sends it on when it has changed."""
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(program: Program, config: NodeConfig) -> None:
+    """Run a node until `program.stopping` is set and it has drained. Raises Misconfigured when it cannot start."""
+    progress = LoadingProgress()
+    try:
+        backends = build_backends(config, on_loading=progress.loading)
+        await Node(program, config, backends, progress).run()
+    finally:
+        progress.close()
+
+
+class Node:
+    """One node, from its ports to its place in the mesh."""
+
+    def __init__(self, program: Program, config: NodeConfig, backends: Sequence[Backend], progress: LoadingProgress) -> None:
+        self._program = program
+        self._config = config
+        self._backends = backends
+        self._progress = progress
+        self._service = NodeService(backends)
+        self._ports = Ports(self._service)
+
+    async def run(self) -> None:
+        """The whole life."""
+        config, program = self._config, self._program
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(self._ports.run, config.host, config.port)
+            self._ports.routes.me = Identification(
+                name=program.name, host=config.host, port=port, service_type=config.service_type.lower() or "torch"
+            )
+            peer = await self._peer(port)
+            self._service.on_change(partial(self._changed, peer))
+            self._announce(peer)
+            await self._start(nursery, peer)
+            nursery.start_soon(self._keep_announcing, peer)
+            program.ready(addresses=peer.addresses, http=url_of(config.host, port + 1))
+            await program.stopping.wait()
+            await self._leave(peer)
+            nursery.cancel_scope.cancel()
+
+    async def _peer(self, port: int) -> Peer:
+        config = self._config
+        settings = PeerSettings(
+            identity=self._program.identity,
+            role="node",
+            name=self._program.name,
+            mesh=config.mesh,
+            bootstrap=config.bootstrap,
+            mdns=config.mdns,
+            hardware=await discover(config.device),
+            ports={"service": port, "supervisor": port + 1},
+        )
+        return Peer(settings, Libp2pTransport(self._program.identity, config.listen), self._service)
+
+    async def _start(self, nursery: trio.Nursery, peer: Peer) -> None:
+        """Join the mesh and load the models at the same time; return when all of it has settled."""
+        async with trio.open_nursery() as starting:
+            starting.start_soon(nursery.start, peer.run)
+            for backend in self._backends:
+                starting.start_soon(nursery.start, backend.run)
+        statuses = [backend.status() for backend in self._backends]
+        if all(status.refused for status in statuses):
+            raise Misconfigured("; ".join(status.last_error or "the model was refused" for status in statuses))
+
+    def _announce(self, peer: Peer) -> None:
+        peer.announce(self._service.entries(), self._service.load())
+
+    def _changed(self, peer: Peer) -> None:
+        self._progress.changed(self._service.entries())
+        try:
+            self._announce(peer)
+        except MeshError as error:
+            # It grew over the record's limit while it ran: the others hear what was announced before.
+            logger.error("cannot tell the mesh what changed: %s", error.message)  # noqa: TRY400 - the message says it all
+
+    async def _keep_announcing(self, peer: Peer) -> None:
+        while True:
+            await trio.sleep(LOAD_INTERVAL)
+            self._changed(peer)
+
+    async def _leave(self, peer: Peer) -> None:
+        limit = self._config.drain_timeout
+        with trio.move_on_after(limit) as scope:
+            await peer.leave()
+            self._service.drain()
+            self._ports.stop()
+            await self._service.idle()
+            await self._ports.stopped.wait()
+            async with trio.open_nursery() as nursery:
+                for link in list(peer.links.values()):
+                    # Closing writes what is queued: the last words of the answers.
+                    nursery.start_soon(link.close, "the node stops")
+        if scope.cancelled_caught:
+            logger.warning("%d requests did not end within the drain time-out of %g s", self._service.running, limit)

@@ -1,0 +1,61 @@
+"""The interface of a backend: one model of this node, whatever runs it.
+
+1. `run` owns everything that the backend starts: when it has returned or was cancelled, nothing of it is left.
+2. `entry`, `load` and `status` tell the truth of this moment; `ready` means that the model answers, not that a process exists.
+3. `changed` is called after `entry` changed. It is synchronous and never raises.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mesh.messages.inference import InferenceRequest
+    from mesh.messages.link import ModelLoad
+    from mesh.messages.record import ModelEntry, ModelState
+    from mesh.service import Emit
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendStatus:
+    """What the supervisor's HTTP port tells of one backend. `uptime` in seconds since the model last became ready."""
+
+    state: ModelState
+    running: bool
+    pid: int | None = None
+    restarts: int = 0
+    uptime: float = 0.0
+    last_error: str | None = None
+    refused: bool = False
+    """True when trying again cannot help: the model itself cannot be served."""
+
+
+class Backend(ABC):
+    """One model of this node; see the head of this file."""
+
+    entry: ModelEntry
+    """What the node's record says of the model, state included."""
+    load: ModelLoad
+    changed: Callable[[], None]
+
+    @abstractmethod
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the model alive until cancelled; `started()` when it serves, sleeps or has failed."""
+
+    @abstractmethod
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+        """Run one request to its end, as `mesh.service` rules. Never waits for a model that is not ready: raises Unavailable."""
+
+    @abstractmethod
+    def status(self) -> BackendStatus:
+        """What P+1 tells of it. Never blocks."""
+
+
+def nobody_listens() -> None:
+    """The `changed` of a backend that nobody has taken over yet."""

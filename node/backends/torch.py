@@ -1,0 +1,243 @@
+"""The parent's side of the worker process: the built-in engine, one process per model.
+
+1. The node never imports torch: what it must know comes in the worker's `Ready`.
+2. The worker's death is seen as the end of its socket: in that same moment all its requests fail and the state changes.
+3. The worker lives exactly as long as its socket: closing it, or dying, ends the worker without any signal.
+4. A request for a model that is not ready is refused at once; waiting is the gateway's business, who has other nodes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from mesh.errors import Busy, Misconfigured, Unavailable
+from mesh.messages.link import ModelLoad
+from mesh.messages.record import Capabilities, ModelEntry
+from mesh.messages.worker import FromWorker, Loading, Ready, Refusal, Step
+from node.backends.base import Backend, BackendStatus, nobody_listens
+from node.backends.conversation import Conversation, ProtocolBroken
+from node.process import ChildProcess
+from node.supervisor import Refused, RestartPolicy, Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from mesh.messages.inference import InferenceRequest
+    from mesh.messages.worker import EngineLoad
+    from mesh.service import Emit
+
+_LAST_WORDS = 1.0
+"""Seconds that a worker may take to be gone after its socket ended, before it is helped."""
+_GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL: a worker has nothing to save."""
+_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "jinja2")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchSettings:
+    """One model for the built-in engine. `slots` and `context` None leave the choice to the worker."""
+
+    model: str
+    path: Path
+    aliases: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str = "auto"
+    slots: int | None = None
+    context: int | None = None
+    max_waiting: int = 256
+    """Requests beyond the slots; one more is refused with Busy."""
+    weight: float = 1.0
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
+    program: Sequence[str] = (sys.executable, "-m", "node.worker")
+    """What is started, before its flags."""
+
+    def argv(self, socket_fd: int) -> list[str]:
+        """The worker's command line."""
+        argv = [*self.program, "--model", str(self.path), "--device", self.device, "--dtype", self.dtype]
+        argv += ["--socket-fd", str(socket_fd)]
+        if self.slots is not None:
+            argv += ["--slots", str(self.slots)]
+        if self.context is not None:
+            argv += ["--context", str(self.context)]
+        return argv
+
+
+def require_worker_packages() -> None:
+    """Raise Misconfigured when what the worker imports is not installed. Imports none of it."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Misconfigured(f"running a model needs {', '.join(missing)}; install them with: pip install 'infermesh[worker]'")
+
+
+class TorchBackend(Backend):
+    """One model, run by one worker process that is restarted when it dies."""
+
+    def __init__(self, settings: TorchSettings, *, on_loading: Callable[[str, Loading], None] | None = None) -> None:
+        """`on_loading` hears the progress of every load, for a progress bar."""
+        self.entry = ModelEntry(
+            id=settings.model,
+            aliases=list(settings.aliases),
+            weight=settings.weight,
+            backend="torch",
+            created=int(time.time()),
+        )
+        self.load = ModelLoad("loading")
+        self.changed = nobody_listens
+        self._settings = settings
+        self._on_loading = on_loading
+        self._supervisor = Supervisor(settings.model, policy=settings.restarts, changed=self._state_changed)
+        self._conversation: Conversation | None = None
+        self._child: ChildProcess | None = None
+        self._refusal: str | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the worker alive until cancelled; `started()` when it answers, was refused or is in a crash loop."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._supervisor.run, self._live)
+            await self._supervisor.settled.wait()
+            task_status.started()
+
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+        """Run one request in the worker. Raises Unavailable, Busy, BackendFailed, and what the engine raises."""
+        conversation = self._conversation
+        if self.entry.state != "ready" or conversation is None:
+            raise self._not_ready()
+        if conversation.in_flight >= self.load.slots + self._settings.max_waiting:
+            raise Busy(f"{conversation.in_flight} requests are queued for {self.entry.id} on this node; try again", retry_after=1)
+        await conversation.infer(request, emit)
+
+    def status(self) -> BackendStatus:
+        """What P+1 tells of it."""
+        supervisor = self._supervisor
+        return BackendStatus(
+            state=supervisor.state,
+            running=supervisor.state == "ready",
+            pid=self._child.pid if self._child is not None else None,
+            restarts=supervisor.restarts,
+            uptime=supervisor.uptime,
+            last_error=supervisor.last_error,
+            refused=supervisor.refused,
+        )
+
+    def _not_ready(self) -> Unavailable:
+        if self.entry.state == "failed":
+            return Unavailable(
+                f"{self.entry.id} has failed on this node; its operator finds the reason in /health", code="model_failed"
+            )
+        return Unavailable(f"{self.entry.id} is still loading on this node; try again", code="model_loading", retry_after=2)
+
+    async def _live(self) -> str:
+        """One life of the worker; returns why it died."""
+        ours, theirs = socket.socketpair()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        child = ChildProcess(
+            self._settings.argv(theirs.fileno()), pass_fds=[theirs.fileno()], grace=_GRACE, on_line=self._log_line
+        )
+        self._refusal = None
+        problems: list[str] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                with theirs:
+                    await nursery.start(self._own, child, nursery.cancel_scope, problems)
+                self._child = child
+                nursery.start_soon(self._converse, stream, problems, nursery.cancel_scope)
+        finally:
+            self._child = None
+            stream.socket.close()
+        if self._refusal is not None:
+            raise Refused(self._refusal)
+        return problems[0] if problems else child.cause
+
+    async def _own(
+        self, child: ChildProcess, life: trio.CancelScope, problems: list[str], *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Be there until the process is gone; then its socket has to end too, whoever else may hold it."""
+        try:
+            await child.run(task_status=task_status)
+        except OSError as error:
+            problems.append(f"the worker could not be started: {error}")
+            task_status.started()
+        life.deadline = min(life.deadline, trio.current_time() + _LAST_WORDS)
+
+    async def _converse(self, stream: trio.SocketStream, problems: list[str], life: trio.CancelScope) -> None:
+        """Speak with the worker until it is gone, then see to it that the process goes as well."""
+        conversation = Conversation(stream, self._hear)
+        self._conversation = conversation
+        patience = _LAST_WORDS
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(conversation.write)
+                try:
+                    await conversation.read()
+                except ProtocolBroken as error:
+                    problems.append(str(error))
+                    patience = 0.0
+                nursery.cancel_scope.cancel()
+        finally:
+            self._conversation = None
+            conversation.lose(f"the worker of {self.entry.id} died; the request can be sent again")
+            self._supervisor.lost()
+            stream.socket.close()
+        life.deadline = min(life.deadline, trio.current_time() + patience)
+
+    def _hear(self, message: FromWorker) -> None:
+        match message:
+            case Step(load=load):
+                self.load = _load_of(load)
+            case Loading():
+                if self._on_loading is not None:
+                    self._on_loading(self.entry.id, message)
+            case Ready():
+                self._become_ready(message)
+            case Refusal(message=reason):
+                self._refusal = reason
+
+    def _become_ready(self, ready: Ready) -> None:
+        self.entry = msgspec.structs.replace(
+            self.entry,
+            context_length=ready.context_length,
+            weights_digest=ready.weights_digest,
+            numerics=ready.numerics,
+            capabilities=Capabilities(
+                tasks=["chat", "completion"],
+                batching=ready.batching,
+                hardware_types=[ready.device.partition(":")[0]],
+                protocols=["infermesh"],
+            ),
+        )
+        self.load = ModelLoad("ready", slots=ready.slots)
+        self._supervisor.ready()
+
+    def _state_changed(self) -> None:
+        state = self._supervisor.state
+        self.entry = msgspec.structs.replace(self.entry, state=state)
+        if state != "ready":
+            self.load = ModelLoad(state)
+        self.changed()
+
+    def _log_line(self, line: str) -> None:
+        logger.debug("%s: %s", self.entry.id, line)
+
+
+def _load_of(load: EngineLoad) -> ModelLoad:
+    return ModelLoad(
+        "ready",
+        running=load.running,
+        waiting=load.waiting,
+        slots=load.slots,
+        prefill_rate=load.prefill_rate,
+        decode_rate=load.decode_rate,
+        step=load.step,
+    )

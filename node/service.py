@@ -1,0 +1,101 @@
+"""The models of this node behind one `infer`.
+
+1. An exact id beats an alias; an alias that two models claim is refused, naming both.
+2. A request id runs at most once at a time here; a second one with the same id is a Conflict.
+3. After `drain` nothing new starts; what runs goes on to its end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from mesh.errors import Conflict, NotFound, TimedOut, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mesh.messages.inference import InferenceRequest
+    from mesh.messages.link import ModelLoad
+    from mesh.messages.record import ModelEntry
+    from mesh.service import Emit
+    from node.backends.base import Backend
+
+
+class NodeService:
+    """An `InferenceService` over this node's backends; see the head of this file."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self.backends = {backend.entry.id: backend for backend in backends}
+        self.draining = False
+        self._running: set[str] = set()
+        self._idle = trio.Event()
+
+    @property
+    def running(self) -> int:
+        """Requests that have not ended."""
+        return len(self._running)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a backend's entry changes; it must not raise."""
+        for backend in self.backends.values():
+            backend.changed = listener
+
+    def entries(self) -> list[ModelEntry]:
+        """What the record says of the models, in the order they were configured."""
+        return [backend.entry for backend in self.backends.values()]
+
+    def load(self) -> dict[str, ModelLoad]:
+        """What the heartbeat says of them."""
+        return {model: backend.load for model, backend in self.backends.items()}
+
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+        """Run one request on the backend that serves its model. Raises NotFound, Conflict, Unavailable, TimedOut."""
+        if self.draining:
+            raise Unavailable("this node is shutting down; send the request to another one", code="draining")
+        backend = self._backend_of(request.model)
+        if request.request_id in self._running:
+            raise Conflict(f"request {request.request_id} is running here already", code="request_in_progress")
+        self._running.add(request.request_id)
+        try:
+            await _in_time(backend, request, emit)
+        finally:
+            self._running.discard(request.request_id)
+            if not self._running:
+                self._idle.set()
+
+    def drain(self) -> None:
+        """Take nothing new from now on."""
+        self.draining = True
+
+    async def idle(self) -> None:
+        """Wait until nothing runs. No time limit of its own."""
+        while self._running:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def _backend_of(self, model: str) -> Backend:
+        if model in self.backends:
+            return self.backends[model]
+        found = [backend for backend in self.backends.values() if model in backend.entry.aliases]
+        if len(found) > 1:
+            names = " and ".join(sorted(backend.entry.id for backend in found))
+            raise Conflict(f"{model} is an alias of {names}; ask for one of them", code="ambiguous_model", param="model")
+        if not found:
+            raise NotFound(
+                f"this node does not serve {model[:200]!r}; it serves {', '.join(self.backends)}",
+                code="model_not_found",
+                param="model",
+            )
+        return found[0]
+
+
+async def _in_time(backend: Backend, request: InferenceRequest, emit: Emit) -> None:
+    if request.deadline_ms is None:
+        await backend.infer(request, emit)
+        return
+    with trio.move_on_after(max(0, request.deadline_ms) / 1000) as scope:
+        await backend.infer(request, emit)
+    if scope.cancelled_caught:
+        raise TimedOut(f"the request's deadline of {request.deadline_ms} ms ran out", code="deadline_exceeded")

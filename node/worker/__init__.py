@@ -1,0 +1,1 @@
+"""The worker process: runs one model with torch. The only place that imports torch and transformers."""

@@ -1,0 +1,155 @@
+"""Attention over the slot cache, as a function that Hugging Face modelling code calls in each layer.
+
+1. All tokens of a step stand in one row [1, tokens]: first one token for each decoding sequence, then the prompt pieces one after
+   another, then padding. Linear layers see one matrix; only this function knows where one sequence ends.
+2. It writes the new keys and values into the cache and lets each token see its own sequence up to itself, and no further back
+   than the layer's sliding window.
+3. What it cannot do exactly (soft caps, sinks, foreign masks) it refuses by raising `Inexact`: never a nearly right answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from node.worker.cache import SlotCache
+
+NAME = "infermesh_slots"
+"""The attention implementation's name in transformers. It has no mask function, so models build no mask."""
+
+HARMLESS = frozenset(
+    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "past_key_values"}
+)
+"""Arguments that models pass along and that change nothing here."""
+
+
+class Inexact(Exception):
+    """The model needs something that slot attention cannot do exactly. Run it on `node.worker.fallback`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of one prompt in the step's row: they start at `row`, `past` of them are in the slot already."""
+
+    slot: int
+    row: int
+    count: int
+    past: int
+
+
+@dataclass(kw_only=True)
+class StepContext:
+    """Where the tokens of one step belong; every layer gets the same one. `decode_*`: for each decoding row, in row order."""
+
+    cache: SlotCache
+    decode_slots: Tensor
+    decode_positions: Tensor
+    span: int
+    """Decoding looks at the slots [0, span) at once, so active slots are kept together at the front."""
+    reach: int
+    """One more than the largest decode position."""
+    pieces: list[Piece]
+    windows: dict[int, int | None] = field(default_factory=dict)
+    """The sliding window of each layer that was run."""
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def decode_mask(self, window: int | None) -> Tensor:
+        """True where a decoding slot may look, [span, 1, 1, reach]. The others see position 0: softmax needs something."""
+        if window not in self._masks:
+            last = torch.zeros(self.span, 1, dtype=torch.long, device=self.decode_slots.device)
+            last[self.decode_slots, 0] = self.decode_positions
+            seen = _visible(torch.arange(self.reach, device=last.device), last, window)
+            self._masks[window] = seen[:, None, None]
+        return self._masks[window]
+
+
+def slot_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    slot_step: StepContext | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim], rotated already -> [1, tokens, heads, dim]."""
+    assert slot_step is not None
+    step = slot_step
+    _refuse_unknown(module, attention_mask, rest)
+    layer = module.layer_idx
+    step.windows[layer] = sliding_window
+    keys, values = step.cache.keys[layer], step.cache.values[layer]
+    if key.shape[1:4:2] != keys.shape[1:4:2] or value.shape[1:4:2] != keys.shape[1:4:2]:
+        raise Inexact(f"layer {layer} has other key and value shapes than its configuration says")
+    out = query.new_zeros(query.shape[2], query.shape[1], query.shape[3])
+    decoding = step.decode_slots.shape[0]
+    if decoding:
+        keys[step.decode_slots, :, step.decode_positions] = key[0, :, :decoding].transpose(0, 1)
+        values[step.decode_slots, :, step.decode_positions] = value[0, :, :decoding].transpose(0, 1)
+        out[:decoding] = _decode(query[0, :, :decoding].transpose(0, 1), keys, values, step, scaling, sliding_window)
+    for piece in step.pieces:
+        rows = slice(piece.row, piece.row + piece.count)
+        keys[piece.slot, :, piece.past : piece.past + piece.count] = key[0, :, rows]
+        values[piece.slot, :, piece.past : piece.past + piece.count] = value[0, :, rows]
+        out[rows] = _prefill(query[:, :, rows], keys, values, piece, scaling, sliding_window)[0].transpose(0, 1)
+    return out[None], None
+
+
+def _decode(query: Tensor, keys: Tensor, values: Tensor, step: StepContext, scaling: float | None, window: int | None) -> Tensor:
+    """One call for all decoding rows [rows, heads, dim]; query heads that share a key head stand as rows of one matrix."""
+    rows, heads, dim = query.shape
+    kv_heads = keys.shape[1]
+    spread = query.new_zeros(step.span, heads, dim)
+    spread[step.decode_slots] = query
+    grouped = scaled_dot_product_attention(
+        spread.view(step.span, kv_heads, heads // kv_heads, dim),
+        keys[: step.span, :, : step.reach],
+        values[: step.span, :, : step.reach],
+        attn_mask=step.decode_mask(window),
+        scale=scaling,
+    )
+    return grouped.reshape(step.span, heads, dim)[step.decode_slots].view(rows, heads, dim)
+
+
+def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, scaling: float | None, window: int | None) -> Tensor:
+    end = piece.past + piece.count
+    start = 0 if window is None else max(0, piece.past + 1 - window)
+    shared = query.shape[1] // keys.shape[1]
+    # Repeated, not enable_gqa: of CUDA's fused kernels only some take grouped heads, and the others would fall back silently.
+    key = keys[piece.slot : piece.slot + 1, :, start:end].repeat_interleave(shared, 1)
+    value = values[piece.slot : piece.slot + 1, :, start:end].repeat_interleave(shared, 1)
+    if start == piece.past and (window is None or piece.count <= window):
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    last = torch.arange(piece.past, end, device=query.device)[:, None]
+    mask = _visible(torch.arange(start, end, device=query.device), last, window)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+def _visible(positions: Tensor, last: Tensor, window: int | None) -> Tensor:
+    """True where the token at `last` (a column) may look at `positions` (a row)."""
+    seen = positions <= last
+    return seen if window is None else seen & (positions > last - window)
+
+
+def _refuse_unknown(module: Any, mask: Tensor | None, rest: dict[str, Any]) -> None:
+    unknown = sorted(name for name, value in rest.items() if value is not None and name not in HARMLESS)
+    if unknown:
+        raise Inexact(f"attention takes {', '.join(unknown)}")
+    if mask is not None:
+        raise Inexact("attention takes a mask of the model's own")
+    if getattr(module, "sinks", None) is not None:
+        raise Inexact("attention has sinks")
+    if not getattr(module, "is_causal", True):
+        raise Inexact("attention is not causal")
+
+
+AttentionInterface.register(NAME, slot_attention)

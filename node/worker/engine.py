@@ -1,0 +1,272 @@
+"""The engine: takes requests, runs steps, says what came out. No socket, no thread.
+
+1. `step` does one forward pass for everybody and returns everything that it produced as one message.
+2. A request that cannot be served fails when it is submitted and touches nobody else.
+3. When a step breaks, the sequences in it fail; the cache is rebuilt and everybody else is computed again.
+   When the model then cannot produce one token any more, `step` raises: only a new process can help.
+4. An aborted sequence is gone before the next step, with a `Fail` of code `cancelled`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mesh.errors import BackendFailed, BadRequest, MeshError, TimedOut
+from mesh.messages.inference import Accepted, Delta, Done, Event, FinishReason
+from mesh.messages.worker import EngineLoad, Step
+from mesh.service import fail_of
+from node.worker.chat import Prompts
+from node.worker.detokenizer import Detokenizer, TextStream, token_kinds
+from node.worker.sampling import Draw, sample
+from node.worker.scheduler import Scheduler, Share
+from node.worker.sequence import Sequence
+
+if TYPE_CHECKING:
+    from mesh.messages.inference import InferenceRequest
+    from node.worker.runner import Runner
+
+_logger = logging.getLogger(__name__)
+
+MOST_STOPS = 16
+LONGEST_STOP = 1024
+"""Bounds on stop strings, in number and characters."""
+CLIENT_CLOSED = 499
+SMOOTHING = 0.2
+"""Weight of the newest step in the rates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """`budget`: tokens computed in one step; `queue`: requests that may wait for a slot."""
+
+    budget: int = 512
+    queue: int = 256
+
+
+class Engine:
+    """One model being served."""
+
+    def __init__(
+        self, runner: Runner, tokenizer: Any, *, vocabulary: int, end_tokens: frozenset[int], limits: Limits | None = None
+    ) -> None:
+        limits = limits or Limits()
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._token_kinds = token_kinds(tokenizer)
+        self._prompts = Prompts(tokenizer, vocabulary)
+        self._end_tokens = end_tokens
+        budget = limits.budget if runner.batching else runner.context_length
+        self._scheduler = Scheduler(slots=runner.slots, budget=budget, queue_limit=limits.queue)
+        self._sequences: dict[int, Sequence] = {}
+        self._events: list[tuple[int, Event]] = []
+        self._steps = 0
+        self._prefill_rate = 0.0
+        self._decode_rate = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """There is nothing to compute and nothing to tell."""
+        return not self._sequences and not self._events
+
+    @property
+    def load(self) -> EngineLoad:
+        """The counters now. `prefill_rate` is the engine's; `decode_rate` is what one request gets, whatever the batch."""
+        return EngineLoad(
+            step=self._steps,
+            running=len(self._scheduler.active),
+            waiting=len(self._scheduler.waiting),
+            slots=self._scheduler.slots,
+            prefill_rate=self._prefill_rate,
+            decode_rate=self._decode_rate,
+        )
+
+    def submit(self, number: int, request: InferenceRequest) -> None:
+        """Take a request; the next step tells how it began."""
+        if number in self._sequences:
+            _logger.error("request number %d is in use; the second one is ignored", number)
+            return
+        try:
+            sequence = self._sequence(number, request)
+            self._scheduler.enqueue(sequence)
+        except MeshError as error:
+            self._fail(number, error)
+        except Exception:
+            _logger.exception("request %s could not be prepared", request.request_id)
+            self._fail(number, BackendFailed("the request could not be prepared for the model; see the worker's log"))
+        else:
+            self._sequences[number] = sequence
+            load = self.load
+            self._events.append((number, Accepted(running=load.running, waiting=load.waiting)))
+
+    def abort(self, number: int) -> None:
+        """Stop a request. Unknown numbers are ignored: it may just have ended."""
+        if sequence := self._sequences.get(number):
+            self._drop(sequence, BadRequest("the request was cancelled", code="cancelled", status=CLIENT_CLOSED))
+
+    def step(self) -> Step | None:
+        """Compute once; None when there was nothing to do. Raises when the model is broken for good."""
+        self._expire()
+        plan = self._scheduler.plan()
+        if plan:
+            self._steps += 1
+            self._compute(plan)
+        if not plan and not self._events:
+            return None
+        events, self._events = self._events, []
+        return Step(load=self.load, events=events)
+
+    def warm_up(self) -> None:
+        """Generate one token, and raise whatever goes wrong. Only between requests."""
+        stream = TextStream(Detokenizer(self._tokenizer), ())
+        sequence = Sequence(number=-1, tokens=[0], prompt_length=1, limit=1, draw=Draw(temperature=0), stream=stream)
+        sequence.start(0)
+        with torch.inference_mode():
+            logits = self._runner.run([Share(sequence, 1)])
+            sample(logits, [sequence.draw])
+        if bool(logits.isnan().any()):
+            raise RuntimeError("the model computes NaN")
+        self._runner.reset()
+
+    def _sequence(self, number: int, request: InferenceRequest) -> Sequence:
+        _check_sampling(request)
+        ids = self._prompts.ids(request)
+        room = self._runner.context_length - len(ids)
+        if room < 1:
+            raise BadRequest(
+                f"the prompt has {len(ids)} tokens and the model's context only {self._runner.context_length}; shorten it",
+                code="context_length_exceeded",
+                param="messages" if request.task == "chat" else "prompt",
+            )
+        draw = Draw(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, seed=request.seed)
+        left = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
+        return Sequence(
+            number=number,
+            tokens=ids,
+            prompt_length=len(ids),
+            limit=room if request.max_tokens is None else min(room, request.max_tokens),
+            draw=draw,
+            stream=TextStream(Detokenizer(self._tokenizer, self._token_kinds), request.stop),
+            deadline=time.monotonic() + left,
+        )
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for sequence in [each for each in self._sequences.values() if each.deadline <= now]:
+            self._drop(sequence, TimedOut("the request's deadline passed", code="deadline_exceeded"))
+
+    def _compute(self, plan: list[Share]) -> None:
+        begun = time.monotonic()
+        completing = [share.sequence for share in plan if share.completes]
+        try:
+            with torch.inference_mode():
+                logits = self._runner.run(plan)
+                broken = logits.isnan().any(-1).tolist()
+                tokens = sample(logits.nan_to_num(), [_at(each) for each in completing]) if completing else []
+        # Whatever broke in there, it must not end the process: others are being served.
+        except Exception:
+            _logger.exception("step %d with %d sequences broke", self._steps, len(plan))
+            self._recover(plan)
+            return
+        for share in plan:
+            share.sequence.computed += share.count
+            share.sequence.largest_batch = max(share.sequence.largest_batch, len(plan))
+        self._measure(plan, time.monotonic() - begun)
+        for sequence, token, bad in zip(completing, tokens, broken, strict=True):
+            self._advance(sequence, token, broken=bad)
+
+    def _advance(self, sequence: Sequence, token: int, *, broken: bool) -> None:
+        """One more token for one sequence; what goes wrong here is its own."""
+        if broken:
+            self._runner.clear(sequence.slot)
+            self._drop(sequence, BackendFailed("the model computed NaN for this request; another dtype may help"))
+            return
+        try:
+            self._give(sequence, token)
+        except Exception:
+            _logger.exception("token %d could not be given out", token)
+            self._drop(sequence, BackendFailed("the output could not be decoded; see the worker's log"))
+
+    def _give(self, sequence: Sequence, token: int) -> None:
+        offset = sequence.generated
+        sequence.append(token)
+        reason: FinishReason | None = None
+        if token in self._end_tokens:
+            text, reason = sequence.stream.finish(), "stop"
+        else:
+            text = sequence.stream.push(token)
+            if not sequence.stream.stopped and sequence.generated >= sequence.limit:
+                text, reason = text + sequence.stream.finish(), "length"
+        if sequence.stream.stopped:
+            reason = "stop"
+        self._events.append((sequence.number, Delta(offset=offset, token_ids=[token], text=text)))
+        if reason:
+            self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._remove(sequence)
+        load = self.load
+        done = Done(
+            finish_reason=reason,
+            usage=sequence.usage(),
+            performance=sequence.performance(),
+            running=load.running,
+            waiting=load.waiting,
+        )
+        self._events.append((sequence.number, done))
+
+    def _drop(self, sequence: Sequence, error: MeshError) -> None:
+        self._remove(sequence)
+        self._fail(sequence.number, error)
+
+    def _fail(self, number: int, error: MeshError) -> None:
+        load = self.load
+        self._events.append((number, fail_of(error, running=load.running, waiting=load.waiting)))
+
+    def _remove(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.number]
+        move = self._scheduler.remove(sequence)
+        if move and move.length:
+            self._runner.move(*move)
+
+    def _recover(self, plan: list[Share]) -> None:
+        # First, so that closing the gaps below has nothing to copy in a cache that may be broken.
+        self._scheduler.rewind()
+        for share in plan:
+            self._drop(share.sequence, BackendFailed("the engine failed while it worked on this request; see the worker's log"))
+        self._runner.reset()
+        self.warm_up()
+
+    def _measure(self, plan: list[Share], seconds: float) -> None:
+        prompts = sum(share.count for share in plan if share.sequence.generated == 0)
+        if prompts and seconds > 0:
+            self._prefill_rate = _smoothed(self._prefill_rate, prompts / seconds)
+        elif seconds > 0:
+            self._decode_rate = _smoothed(self._decode_rate, 1 / seconds)
+
+
+def _at(sequence: Sequence) -> Draw:
+    draw = sequence.draw
+    return Draw(temperature=draw.temperature, top_k=draw.top_k, top_p=draw.top_p, seed=draw.seed, position=sequence.generated)
+
+
+def _smoothed(old: float, new: float) -> float:
+    return new if old == 0 else old + SMOOTHING * (new - old)
+
+
+def _check_sampling(request: InferenceRequest) -> None:
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise BadRequest("max_tokens must be at least 1", param="max_tokens")
+    if not 0 <= request.temperature < math.inf:
+        raise BadRequest("temperature must be 0 or more", param="temperature")
+    if not 0 < request.top_p <= 1:
+        raise BadRequest("top_p must be above 0 and at most 1", param="top_p")
+    if request.top_k < 0:
+        raise BadRequest("top_k must be 0 (off) or more", param="top_k")
+    if len(request.stop) > MOST_STOPS or not all(0 < len(stop) <= LONGEST_STOP for stop in request.stop):
+        raise BadRequest(f"stop takes at most {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters", param="stop")

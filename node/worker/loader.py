@@ -1,0 +1,237 @@
+"""From a model directory to an engine that has generated its first token.
+
+1. Everything that is wrong with the directory, the device or the model is `Misconfigured`: restarting would not help.
+2. A checkpoint that lacks a tensor is refused: transformers would fill it with noise and go on.
+3. The slot cache takes at most half of the memory that is free once the weights are loaded; slots are given up before context.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from mesh.errors import Misconfigured
+from mesh.messages.worker import Loading, Ready
+from mesh.version import __version__
+from node.worker.attention import NAME, Inexact
+from node.worker.cache import CacheShape
+from node.worker.chat import LLAMA3_END
+from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
+from node.worker.digest import numerics_digest, weights_digest
+from node.worker.directory import ModelDirectory, open_directory
+from node.worker.engine import Engine, Limits
+from node.worker.fallback import GenerateRunner
+from node.worker.runner import Runner, SlotRunner
+from node.worker.suitability import check_configuration, check_model, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_logger = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 8192
+"""Tokens served when nobody asks for more: longer contexts cost slots."""
+SHORTEST_CONTEXT = 256
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the operator chose. `context` None is as long as the model and the memory allow, at most DEFAULT_CONTEXT."""
+
+    path: Path
+    device: str = "auto"
+    dtype: str = "auto"
+    slots: int = 16
+    context: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, Ready]:
+    """Load a model and generate one token with it. Raises Misconfigured."""
+    report(Loading(done=0, total=0, phase="checking"))
+    directory = open_directory(options.path)
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, directory, device.device)
+    tokenizer = _tokenizer(directory)
+    model = _model(directory, dtype, device, report)
+    report(Loading(done=0, total=0, phase="warming up"))
+    runner = _runner(model, options)
+    engine = Engine(
+        runner,
+        tokenizer,
+        vocabulary=_vocabulary(model),
+        end_tokens=end_tokens(model, tokenizer),
+        limits=options.limits,
+    )
+    engine.warm_up()
+    return engine, _ready(directory, model, tokenizer, runner, device)
+
+
+def _tokenizer(directory: ModelDirectory) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
+    # Whatever the library raises here, it is about these files.
+    except Exception as error:
+        raise Misconfigured(f"the tokenizer of {directory.path} cannot be loaded: {_first_line(error)}") from error
+
+
+def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, report: Callable[[Loading], None]) -> Any:
+    previous = transformers_logging.set_tqdm_hook(_progress(report))
+    try:
+        config = AutoConfig.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory.path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model = model.eval().to(device.device)
+    except torch.OutOfMemoryError as error:
+        raise Misconfigured(
+            f"the model does not fit into the memory of {device.name}; use a smaller one or --device cpu"
+        ) from error
+    except Exception as error:
+        raise Misconfigured(f"the model in {directory.path} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+    if missing := sorted(info["missing_keys"]):
+        raise Misconfigured(
+            f"the weights in {directory.path} lack {len(missing)} tensors (the first is {missing[0]}); fetch the model again"
+        )
+    return model
+
+
+def _progress(report: Callable[[Loading], None]) -> Callable[..., Any]:
+    """A hook for transformers' progress bars that reports at most a hundred times."""
+
+    def hook(factory: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
+        if not args or not hasattr(args[0], "__len__"):
+            return factory(*args, **{**arguments, "disable": True})
+        return _counted(args[0], report)
+
+    return hook
+
+
+def _counted(items: Any, report: Callable[[Loading], None]) -> Any:
+    total = len(items)
+    for done, item in enumerate(items):
+        if done % max(1, total // 100) == 0:
+            report(Loading(done=done, total=total, phase="weights"))
+        yield item
+    report(Loading(done=total, total=total, phase="weights"))
+
+
+def _runner(model: Any, options: Options) -> Runner:
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    if options.context and options.context > longest:
+        raise Misconfigured(f"--context {options.context} is more than the {longest} positions that the model knows")
+    try:
+        check_configuration(model)
+        runner = SlotRunner(model, _shape(model, options, longest))
+        _check(model, runner)
+    except Inexact as reason:
+        _logger.warning("the model runs on plain generate, one request at a time: %s", reason)
+        return GenerateRunner(model, options.context or min(longest, DEFAULT_CONTEXT))
+    return runner
+
+
+def _check(model: Any, runner: SlotRunner) -> None:
+    """Compare the model's own attention with ours, and leave ours in place. Raises Inexact and leaves the model's."""
+    own = model.config._attn_implementation
+    tokens = probe(_vocabulary(model))
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits[0, -1]
+    model.set_attn_implementation(NAME)
+    try:
+        check_model(runner, expected, config=model.config.get_text_config(), tokens=tokens)
+    except Inexact:
+        model.set_attn_implementation(own)
+        raise
+    # Modelling code that was never seen may take any offence at our attention.
+    except Exception as error:
+        model.set_attn_implementation(own)
+        raise Inexact(f"slot attention breaks it: {_first_line(error)}") from error
+
+
+def _shape(model: Any, options: Options, longest: int) -> CacheShape:
+    """As many slots and as much context as asked for, or as fit."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    length = options.context or min(longest, DEFAULT_CONTEXT)
+    memory = int(free_memory(model.device) * MEMORY_SHARE)
+
+    def shape(slots: int, length: int) -> CacheShape:
+        return CacheShape(
+            layers=config.num_hidden_layers,
+            slots=slots,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            length=length,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+
+    slots = options.slots
+    while slots > 1 and shape(slots, length).bytes(model.dtype) > memory:
+        slots -= 1
+    while length > SHORTEST_CONTEXT and not options.context and shape(slots, length).bytes(model.dtype) > memory:
+        length //= 2
+    if (needed := shape(slots, length).bytes(model.dtype)) > memory:
+        raise Misconfigured(
+            f"a context of {length} tokens needs {needed >> 20} MiB beside the weights and {memory >> 20} MiB may be used; "
+            "use a smaller --context or model"
+        )
+    return shape(slots, length)
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end an answer: whatever generation config, config and tokenizer name."""
+    named: set[int] = set()
+    for owner in (model.generation_config, model.config, model.config.get_text_config(), tokenizer):
+        value = getattr(owner, "eos_token_id", None)
+        named.update(value if isinstance(value, list) else [] if value is None else [value])
+    if not tokenizer.chat_template:
+        end = tokenizer.get_vocab().get(LLAMA3_END)
+        named.update([] if end is None else [end])
+    return frozenset(named)
+
+
+def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner, device: DeviceInfo) -> Ready:
+    digest = weights_digest(directory)
+    dtype = str(model.dtype).removeprefix("torch.")
+    template = str(tokenizer.chat_template or "")
+    versions = (__version__, torch.__version__, transformers.__version__)
+    tokenizer_name = type(tokenizer).__name__
+    return Ready(
+        context_length=runner.context_length,
+        vocabulary=_vocabulary(model),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        slots=runner.slots,
+        device=str(device.device),
+        device_name=device.name,
+        device_memory=device.memory,
+        dtype=dtype,
+        weights_digest=digest,
+        numerics=numerics_digest(digest, tokenizer_name, template, dtype, device.device.type, str(runner.batching), *versions),
+        architecture=type(model).__name__,
+        batching=runner.batching,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

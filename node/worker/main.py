@@ -1,0 +1,93 @@
+"""The worker's life: listen to the node, load the model, then compute until the node is gone.
+
+The connection starts before torch is imported, so that the end of the node is noticed from the first moment on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh.errors import Misconfigured
+from mesh.messages.worker import Loading, Refusal, Submit
+from node.worker.protocol import NodeConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from node.worker.engine import Engine
+
+_logger = logging.getLogger(__name__)
+
+NICENESS = 5
+"""The node's own process must answer heartbeats while the worker uses every core."""
+GOODBYE = 5.0
+"""Seconds that the node gets to read why the worker ends."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run until the node closes the socket. Exits 2 after a Refusal, 1 when the engine is broken for good."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    connection = NodeConnection(socket.socket(fileno=options.socket_fd))
+    connection.start()
+    connection.send(Loading(done=0, total=0, phase="starting"))
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    try:
+        engine = _load(options, connection)
+    except Misconfigured as error:
+        _logger.error("%s", error)  # noqa: TRY400 - the message says it all
+        connection.send(Refusal(message=error.message))
+        connection.flush(GOODBYE)
+        sys.exit(2)
+    _serve(engine, connection)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="node.worker", description="Runs one model for a node; started by mesh-node.")
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model directory with safetensors")
+    parser.add_argument("--socket-fd", type=int, required=True, help="the inherited end of a stream socket pair")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--slots", type=int, default=16, help="requests computed at the same time, at most")
+    parser.add_argument("--context", type=int, help="tokens of prompt and answer together; default: what model and memory allow")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores, from five on one less, for the node")
+    options = parser.parse_args(arguments)
+    for name in ("slots", "context", "threads"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name} must be at least 1")
+    return options
+
+
+def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
+    # Threads that spin while they wait for each other made steps 4 to 80 times slower when other processes used the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Imported here: it takes seconds, and the connection must live meanwhile.
+    import torch
+
+    from node.worker.device import default_threads
+    from node.worker.loader import Options, load
+
+    torch.set_num_threads(options.threads or default_threads())
+    chosen = Options(path=options.model, device=options.device, dtype=options.dtype, slots=options.slots, context=options.context)
+    engine, ready = load(chosen, connection.send)
+    _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)
+    connection.send(ready)
+    return engine
+
+
+def _serve(engine: Engine, connection: NodeConnection) -> None:
+    while True:
+        for message in connection.receive(wait=engine.idle):
+            if isinstance(message, Submit):
+                engine.submit(message.number, message.request)
+            else:
+                engine.abort(message.number)
+        if step := engine.step():
+            connection.send(step)

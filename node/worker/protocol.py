@@ -1,0 +1,125 @@
+"""The worker's end of the socket to its node: two side threads, so that the main thread does nothing but compute.
+
+1. A frame is an array of messages, both ways; what is pending when the writer wakes goes out together.
+2. The end of the stream, or one that broke, ends the process at once, whatever the main thread is doing: a worker never outlives
+   its node.
+3. Both directions are bounded by waiting: a node that sends too much is not read, one that does not read stops the engine.
+   The end of the stream is noticed even then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import select
+import threading
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mesh.framing import MAX_FRAME, FrameError, FrameReader, frame
+from mesh.messages.worker import FromWorker, ToWorker
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+_logger = logging.getLogger(__name__)
+
+MOST_PENDING = 4096
+"""Messages that wait in either direction."""
+_CHUNK = 256 * 1024
+_HANG_UP_CHECK = 0.1
+"""Seconds between looks at the socket while the engine does not take what was read."""
+
+
+def end_process() -> None:
+    """Leave without clean-up: torch may be in the middle of anything."""
+    os._exit(0)
+
+
+class NodeConnection:
+    """Messages from and to the node. `socket` is a connected stream socket, owned from here on."""
+
+    def __init__(self, socket: socket.socket, *, on_end: Callable[[], None] = end_process) -> None:
+        self._socket = socket
+        self._on_end = on_end
+        self._incoming: queue.Queue[ToWorker] = queue.Queue(MOST_PENDING)
+        self._outgoing: queue.Queue[FromWorker | None] = queue.Queue(MOST_PENDING)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._writer = threading.Thread(target=self._guarded, args=(self._write,), name="to-node", daemon=True)
+        self._reader = threading.Thread(target=self._guarded, args=(self._read,), name="from-node", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read and write."""
+        self._reader.start()
+        self._writer.start()
+
+    def send(self, message: FromWorker) -> None:
+        """Queue a message. Blocks while too many are pending."""
+        self._outgoing.put(message)
+
+    def receive(self, *, wait: bool) -> list[ToWorker]:
+        """What has arrived, in order. With `wait`, blocks without spinning until there is something."""
+        messages: list[ToWorker] = [self._incoming.get()] if wait else []
+        for _ in range(self._incoming.qsize()):
+            messages.append(self._incoming.get_nowait())  # noqa: PERF401 - each call takes one out
+        return messages
+
+    def flush(self, seconds: float) -> None:
+        """Write what is pending, then stop writing. Waits at most `seconds`."""
+        self._outgoing.put(None)
+        self._writer.join(seconds)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, FrameError, msgspec.MsgspecError) as error:
+            _logger.error("the connection to the node broke: %s", error)  # noqa: TRY400 - the reason is enough
+            self._on_end()
+
+    def _read(self) -> None:
+        decoder = msgspec.msgpack.Decoder(list[ToWorker])
+        reader = FrameReader()
+        while data := self._socket.recv(_CHUNK):
+            for body in reader.feed(data):
+                for message in decoder.decode(body):
+                    self._deliver(message)
+        self._on_end()
+
+    def _deliver(self, message: ToWorker) -> None:
+        while True:
+            try:
+                self._incoming.put(message, timeout=_HANG_UP_CHECK)
+            except queue.Full:
+                if self._hung_up():
+                    raise ConnectionResetError("the node is gone") from None
+            else:
+                return
+
+    def _hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, 0)  # hang-up and error are reported without asking
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+    def _write(self) -> None:
+        while (message := self._outgoing.get()) is not None:
+            pending = [message]
+            last = False
+            for _ in range(self._outgoing.qsize()):
+                another = self._outgoing.get_nowait()
+                if another is None:
+                    last = True
+                    break
+                pending.append(another)
+            self._socket.sendall(self._frames(pending))
+            if last:
+                return
+
+    def _frames(self, messages: list[FromWorker]) -> bytes:
+        body = self._encoder.encode(messages)
+        if len(body) <= MAX_FRAME or len(messages) == 1:
+            return frame(body)
+        half = len(messages) // 2
+        return self._frames(messages[:half]) + self._frames(messages[half:])

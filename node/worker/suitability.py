@@ -1,0 +1,83 @@
+"""Whether slot attention computes a model exactly: asked of the configuration first, then of the model itself.
+
+A nearly right answer is worse than a slow one, so every doubt sends the model to `node.worker.fallback`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from node.worker.attention import Inexact
+from node.worker.detokenizer import Detokenizer, TextStream
+from node.worker.sampling import Draw
+from node.worker.scheduler import Share
+from node.worker.sequence import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from node.worker.runner import SlotRunner
+
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+UNSUPPORTED = ("attn_logit_softcapping", "attention_chunk_size", "alibi", "use_alibi", "layer_block_type", "layers_block_type")
+"""Configuration keys that, set to anything, mean attention or layers of another kind."""
+PROBE_LENGTH = 24
+AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Largest difference of two logits, as a part of their spread."""
+
+
+def check_configuration(model: Any) -> None:
+    """Raises Inexact when the configuration names something that slot attention does not do."""
+    config = model.config.get_text_config()
+    if not getattr(model, "_supports_attention_backend", False):
+        raise Inexact("its attention cannot be replaced")
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise Inexact("it computes the logits of all tokens")
+    for key in UNSUPPORTED:
+        if getattr(config, key, None):
+            raise Inexact(f"its configuration has {key}")
+    if others := set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES:
+        raise Inexact(f"it has layers of the type {', '.join(sorted(others))}")
+    for key in ("num_hidden_layers", "num_attention_heads"):
+        if not getattr(config, key, None):
+            raise Inexact(f"its configuration does not say {key}")
+
+
+def probe(vocabulary: int) -> list[int]:
+    """Some ids from all over the vocabulary."""
+    return [(7 + 7919 * index) % vocabulary for index in range(PROBE_LENGTH)]
+
+
+def check_model(runner: SlotRunner, expected: Tensor, *, config: Any, tokens: list[int]) -> None:
+    """Run a prompt in two pieces and one decoding step. Raises Inexact unless the last logits are `expected`.
+
+    `expected` are the logits after the last of `tokens`, computed by the model's own attention.
+    """
+    stream = TextStream(Detokenizer(None), ())
+    sequence = Sequence(
+        number=-1, tokens=tokens, prompt_length=len(tokens), limit=1, draw=Draw(temperature=0), stream=stream, slot=0
+    )
+    for count in (len(tokens) // 2, len(tokens) - len(tokens) // 2 - 1, 1):
+        with torch.inference_mode():
+            logits = runner.run([Share(sequence, count)])
+        sequence.computed += count
+    runner.reset()
+    _check_windows(runner.windows, config)
+    spread = float(expected.max() - expected.min()) or 1.0
+    difference = float((logits[0].float() - expected.float()).abs().max()) / spread
+    if not difference <= AGREEMENT[runner.cache.keys.dtype]:
+        raise Inexact(f"its logits differ by {difference:.2g} of their spread")
+
+
+def _check_windows(windows: dict[int, int | None], config: Any) -> None:
+    """Each layer must have asked for the sliding window that the configuration gives it."""
+    if sorted(windows) != list(range(config.num_hidden_layers)):
+        raise Inexact("not all of its layers use the replaced attention")
+    size = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if size else "full_attention"] * len(windows)
+    for layer, kind in enumerate(kinds):
+        if windows[layer] != (size if kind == "sliding_attention" else None):
+            raise Inexact(f"layer {layer} does not say which sliding window it has")

@@ -1,0 +1,246 @@
+"""`make bench`: measure on real processes, assert the targets, write docs/benchmarks.json and the table in docs/benchmarks.md.
+
+Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import trio
+from rich.progress import track
+
+from tests.fleet import Fleet, Program, until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+DOCS = Path(__file__).parents[2] / "docs"
+MARK = "<!-- figures -->"
+JOINS = 10
+REQUESTS = 300
+STREAMS = 32
+DEMO = "infermesh-demo"
+
+
+@dataclass
+class Figure:
+    """One measured thing. `target` is in the same unit; None = only told."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.target is None or self.value <= self.target
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+async def models(http: httpx2.AsyncClient, url: str) -> list[str]:
+    return [entry["id"] for entry in (await http.get(f"{url}/v1/models")).json()["data"]]
+
+
+def body(model: str, **options: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0, **options}
+
+
+async def joins(fleet: Fleet, http: httpx2.AsyncClient, *, mdns: bool) -> list[float]:
+    """Seconds from a node's ready line until the gateway has the node's model, over JOINS fresh nodes."""
+    gateway = await fleet.gateway("--mdns" if mdns else "--no-mdns")
+    how = ["--mdns"] if mdns else ["--no-mdns", "--bootstrap", gateway.address]
+    taken: list[float] = []
+    for number in track(range(JOINS), f"joins by {'mDNS' if mdns else 'bootstrap address'}"):
+        node = await fleet.mock(f"joined-{number}", *how)
+        start = time.perf_counter()
+
+        async def routable(model: str = f"joined-{number}") -> bool:
+            return model in await models(http, gateway.url)
+
+        await until(routable, every=0.005)
+        taken.append(time.perf_counter() - start)
+        await node.stop()
+    await gateway.stop()
+    return taken
+
+
+async def sequential(http: httpx2.AsyncClient, url: str, request: dict[str, Any]) -> list[float]:
+    """Milliseconds per request, one after another."""
+    times = []
+    for _ in range(REQUESTS):
+        start = time.perf_counter()
+        (await http.post(f"{url}/v1/chat/completions", json=request)).raise_for_status()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+async def first_token(http: httpx2.AsyncClient, url: str, request: dict[str, Any]) -> list[float]:
+    """Milliseconds until the first content of a stream, one stream after another."""
+    times = []
+    for _ in range(REQUESTS // 3):
+        start = time.perf_counter()
+        async with http.stream("POST", f"{url}/v1/chat/completions", json={**request, "stream": True}) as answer:
+            async for line in answer.aiter_lines():
+                if '"content":"' in line and '"content":""' not in line:
+                    times.append((time.perf_counter() - start) * 1e3)
+                    break
+    return times
+
+
+async def token_rate(http: httpx2.AsyncClient, url: str, request: dict[str, Any]) -> float:
+    """Tokens per second over STREAMS streams at once."""
+    tokens = 0
+
+    async def one() -> None:
+        nonlocal tokens
+        async with http.stream("POST", f"{url}/v1/chat/completions", json={**request, "stream": True}) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {") and '"usage":{' in line:
+                    tokens += json.loads(line[6:])["usage"]["completion_tokens"]
+
+    start = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for _ in range(STREAMS):
+            nursery.start_soon(one)
+    return tokens / (time.perf_counter() - start)
+
+
+async def through_gateway(fleet: Fleet, http: httpx2.AsyncClient) -> list[Figure]:
+    """What the gateway and the link add to a request, against the node's own port."""
+    gateway = await fleet.gateway("--no-mdns")
+    node = await fleet.mock("m;tokens_per_second=1000000", "--no-mdns", "--bootstrap", gateway.address)
+    direct = str((await http.get(f"{node.url}/info")).json()["url"])
+
+    async def served() -> bool:
+        return "m" in await models(http, gateway.url)
+
+    await until(served)
+    short, long = body("m", max_tokens=1), body("m", max_tokens=200, stream_options={"include_usage": True})
+    figures = []
+    for name, measure, request in (("one request", sequential, short), ("first token of a stream", first_token, short)):
+        plain, routed = await measure(http, direct, request), await measure(http, gateway.url, request)
+        added = statistics.median(routed) - statistics.median(plain)
+        figures += [
+            Figure(f"{name}: node's own port, p50", statistics.median(plain), "ms"),
+            Figure(f"{name}: through the gateway, p50", statistics.median(routed), "ms"),
+            Figure(f"{name}: added by gateway and link, p50", added, "ms"),
+        ]
+    plain_rate, routed_rate = await token_rate(http, direct, long), await token_rate(http, gateway.url, long)
+    figures += [
+        Figure(f"{STREAMS} streams: node's own port", plain_rate, "tokens/s"),
+        Figure(f"{STREAMS} streams: through the gateway", routed_rate, "tokens/s"),
+        Figure(f"{STREAMS} streams: through the gateway / direct", routed_rate / plain_rate, "x"),
+    ]
+    for program in (node, gateway):
+        await program.stop()
+    return figures
+
+
+async def demo_engine(fleet: Fleet, http: httpx2.AsyncClient) -> list[Figure]:
+    """The demo model through a gateway, and how long a killed worker is away."""
+    gateway = await fleet.gateway("--no-mdns")
+    node = await fleet.node("--no-mdns", "--bootstrap", gateway.address)
+
+    async def served() -> bool:
+        return DEMO in await models(http, gateway.url)
+
+    await until(served)
+    request = body(DEMO, max_tokens=100, temperature=1.5, stream_options={"include_usage": True})
+    alone = await first_token(http, gateway.url, body(DEMO, max_tokens=1))
+    rate = await token_rate(http, gateway.url, request)
+    node.worker().kill()
+    start = time.perf_counter()
+
+    async def down() -> bool:
+        return (await http.get(f"{node.url}/health")).status_code == 503
+
+    async def up() -> bool:
+        return not await down()
+
+    await until(down, every=0.001)
+    noticed = time.perf_counter() - start
+    await until(up, every=0.01)
+    back = time.perf_counter() - start
+    for program in (node, gateway):
+        await program.stop()
+    return [
+        Figure("demo model on this CPU: first token of a stream, p50", statistics.median(alone), "ms"),
+        Figure(f"demo model on this CPU: {STREAMS} streams at once", rate, "tokens/s"),
+        Figure("worker killed: /health is 503 after", noticed, "s"),
+        Figure("worker killed: /health is 200 again after", back, "s"),
+    ]
+
+
+async def endings(fleet: Fleet) -> list[Figure]:
+    """Seconds from SIGTERM to the end of an idle program."""
+    starts: dict[str, Callable[[], Awaitable[Program]]] = {
+        "bootstrap": lambda: fleet.start("bootstrap"), "gateway": fleet.gateway, "node with the demo model": fleet.node,
+    }  # fmt: skip
+    figures = []
+    for name, begin in starts.items():
+        program = await begin()
+        start = time.perf_counter()
+        code = await program.stop()
+        figures.append(Figure(f"SIGTERM to exit, idle {name} (exit code {code})", time.perf_counter() - start, "s", 2.0))
+    return figures
+
+
+async def measure() -> list[Figure]:
+    """Everything, one after another: the machine has two cores."""
+    with tempfile.TemporaryDirectory(prefix="infermesh-bench-") as folder:
+        fleet = Fleet(Path(folder))
+        try:
+            async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
+                figures = []
+                for mdns in (True, False):
+                    taken = await joins(fleet, http, mdns=mdns)
+                    how = "mDNS" if mdns else "bootstrap address"
+                    figures.append(Figure(f"node ready to routable by {how}, p50 of {JOINS}", statistics.median(taken), "s"))
+                    figures.append(Figure(f"node ready to routable by {how}, p95 of {JOINS}", quantile(taken, 0.95), "s", 5.0))
+                figures += await through_gateway(fleet, http)
+                figures += await demo_engine(fleet, http)
+                return figures + await endings(fleet)
+        finally:
+            fleet.end()
+
+
+def table(figures: list[Figure]) -> str:
+    rows = ["| what | measured | target |", "| --- | --- | --- |"]
+    for figure in figures:
+        target = "" if figure.target is None else f"<= {figure.target:g} {figure.unit}"
+        rows.append(f"| {figure.name} | {figure.value:.3g} {figure.unit} | {target} |")
+    return "\n".join(rows)
+
+
+def write(figures: list[Figure]) -> None:
+    machine = {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine()}
+    raw = {"machine": machine, "figures": [{**vars(figure), "met": figure.met} for figure in figures]}
+    (DOCS / "benchmarks.json").write_text(json.dumps(raw, indent=1) + "\n")
+    page = DOCS / "benchmarks.md"
+    page.write_text(page.read_text().split(MARK)[0] + f"{MARK}\n\n{table(figures)}\n")
+
+
+def main() -> int:
+    figures = trio.run(measure)
+    write(figures)
+    print(table(figures))
+    missed = [figure.name for figure in figures if not figure.met]
+    print(*(f"missed: {name}" for name in missed), sep="\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

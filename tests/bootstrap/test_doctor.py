@@ -1,0 +1,151 @@
+import json
+import socket
+
+import pytest
+import trio
+
+from bootstrap import doctor
+from bootstrap.doctor import DoctorSettings, examine
+from mesh.errors import Misconfigured, Unavailable
+from mesh.identity import Identity
+from mesh.messages.record import Hardware
+from mesh.transport.libp2p import Libp2pTransport
+
+
+REAL_MDNS = doctor.Mdns.run
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    async def hardware(device):
+        return Hardware(device="cpu", device_name="A Processor", memory_bytes=2**33, cpu_count=2)
+
+    async def hear_at_once(self, found, *, task_status):
+        found(None)
+        task_status.started()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(doctor, "discover", hardware)
+    monkeypatch.setattr(doctor.Mdns, "run", hear_at_once)
+
+
+async def findings(gateway="http://127.0.0.1:1", **settings):
+    found = await examine(DoctorSettings(gateway=gateway, **{"ports": {}, **settings}))
+    return {finding.check: finding for finding in found}
+
+
+async def test_a_good_machine(small_mesh):
+    found = await findings(small_mesh.url)
+    assert {name: found[name].result for name in ("python", "installation", "device", "gateway")} == dict.fromkeys(
+        ("python", "installation", "device", "gateway"), "ok"
+    )
+    assert found["device"].message == "cpu: A Processor, 8 GiB, 2 cores"
+    assert found["gateway"].message == f"{small_mesh.url} is healthy, version 0.1.0"
+
+
+async def test_mdns_is_really_tried(monkeypatch):
+    monkeypatch.setattr(doctor.Mdns, "run", REAL_MDNS)
+    found = (await findings())["mdns"]
+    assert found.result in ("ok", "warn")
+    assert (found.advice == "") == (found.result == "ok")
+
+
+async def test_mdns_that_cannot_listen(monkeypatch):
+    async def refuse(self, found, *, task_status):
+        raise Unavailable("mDNS finds no network interface that takes multicast")
+
+    monkeypatch.setattr(doctor.Mdns, "run", refuse)
+    found = (await findings())["mdns"]
+    assert (found.result, found.message) == ("warn", "mDNS finds no network interface that takes multicast")
+
+
+async def test_mdns_that_nobody_hears(monkeypatch):
+    async def silent(self, found, *, task_status):
+        task_status.started()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(doctor.Mdns, "run", silent)
+    monkeypatch.setattr(doctor, "MDNS_LIMIT", 0.1)
+    found = (await findings())["mdns"]
+    assert found.result == "warn"
+    assert "no answer within 0.1 s" in found.message
+    assert "--bootstrap" in found.advice
+
+
+async def test_a_missing_extra_and_a_bad_installation(monkeypatch):
+    def refuse():
+        raise Misconfigured("the package 'node' is another project's; install infermesh elsewhere")
+
+    monkeypatch.setattr(doctor, "check_installation", refuse)
+    monkeypatch.setattr(doctor, "_EXTRAS", ("json", "no_such_package"))
+    monkeypatch.setattr(doctor, "_OLDEST_PYTHON", (99, 0))
+    found = await findings()
+    assert "no_such_package is missing" in found["models"].message
+    assert found["models"].result == "warn"
+    assert (found["installation"].result, found["installation"].advice) == ("fail", "install infermesh elsewhere")
+    assert found["python"].result == "fail"
+
+
+async def test_ports():
+    with socket.socket() as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.0.0.1", 0))
+        taken.listen()
+        in_use, unused = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        found = await findings(ports={in_use: "gateway", unused: "bootstrap"})
+    assert found[f"port {in_use}"].result == "warn"
+    assert "another port with --port" in found[f"port {in_use}"].advice
+    assert found[f"port {unused}"].result == "ok"
+
+
+async def test_a_bootstrap_peer_that_answers(nursery):
+    async def hold(channel):
+        await trio.sleep_forever()
+
+    transport = Libp2pTransport(Identity.generate(), ["/ip4/127.0.0.1/tcp/0"])
+    await nursery.start(transport.run, hold)
+    address = transport.addresses[0]
+    found = (await findings(bootstrap=[address]))[f"bootstrap {address[-12:]}"]
+    assert (found.result, found.message) == ("ok", f"{address} answers")
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_bootstrap_peer_that_does_not(monkeypatch):
+    peer_id = Identity.generate().peer_id
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{peer_id}"
+        found = (await findings(bootstrap=[address]))[f"bootstrap {peer_id[-12:]}"]
+        assert found.result == "fail"
+        assert "is it running" in found.advice
+        silent.listen()
+        monkeypatch.setattr(doctor, "DIAL_LIMIT", 0.2)
+        found = (await findings(bootstrap=[address]))[f"bootstrap {peer_id[-12:]}"]
+        assert "did not answer within 0.2 s" in found.message
+
+
+async def test_a_bootstrap_address_that_is_none():
+    found = (await findings(bootstrap=["host:4001"]))["bootstrap host:4001"]
+    assert (found.result, found.advice) == ("fail", "copy the address from the peer's ready line")
+
+
+async def test_model_directories(tmp_path):
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (good / "tokenizer.json").write_text("{}")
+    (good / "model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    found = await findings(models={"good": good, "bad": tmp_path / "none"})
+    assert found["model good"].result == "ok"
+    assert found["model bad"].result == "fail"
+    assert found["model bad"].advice
+
+
+async def test_a_wanted_device_that_is_not_there():
+    assert (await findings(device="cuda:0"))["device"].result == "fail"
+
+
+async def test_no_gateway_is_a_failure_only_when_it_was_named():
+    assert (await findings())["gateway"].result == "warn"
+    assert (await findings(gateway_named=True))["gateway"].result == "fail"

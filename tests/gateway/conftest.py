@@ -1,0 +1,156 @@
+"""A mesh in memory: real peers and links, with nodes whose services do what a script says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from mesh.identity import Identity
+from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
+from mesh.messages.link import ModelLoad
+from mesh.messages.record import Hardware, ModelEntry
+from mesh.peer import Peer, PeerSettings
+from mesh.service import Emit
+from mesh.transport.memory import MemoryNetwork, MemoryTransport
+
+if TYPE_CHECKING:
+    from mesh.errors import MeshError
+
+DONE = Done("stop", Usage(3, 4), Performance(1.0, 2.0, 0.0, 100.0, 1))
+WORDS = ["a", "b", "c", "d"]
+Step = Callable[[InferenceRequest, Emit], Awaitable[None]]
+
+
+async def answer(request: InferenceRequest, emit: Emit) -> None:
+    emit(Accepted(running=1))
+    for offset, word in enumerate(WORDS):
+        await trio.lowlevel.checkpoint()
+        emit(Delta(offset, [offset + 100], word))
+    emit(DONE)
+
+
+def fail(error: MeshError, *, after: int = 0) -> Step:
+    async def step(request: InferenceRequest, emit: Emit) -> None:
+        emit(Accepted(running=1))
+        for offset in range(after):
+            emit(Delta(offset, [offset + 100], WORDS[offset]))
+        await trio.sleep(0.01)
+        raise error
+
+    return step
+
+
+@dataclass
+class Node:
+    """One node of the mesh. Each request takes the next step of `script`, or `answer` when there is none."""
+
+    peer: Peer
+    network: MemoryNetwork
+    models: list[ModelEntry]
+    script: list[Step] = field(default_factory=list)
+    requests: list[InferenceRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def peer_id(self) -> str:
+        return self.peer.identity.peer_id
+
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+        self.requests.append(request)
+        step = self.script.pop(0) if self.script else answer
+        try:
+            await step(request, emit)
+        except trio.Cancelled:
+            self.cancelled.append(request.request_id)
+            raise
+        finally:
+            self.ended.set()
+
+    def announce(self, state: str = "ready", *, running: int = 0, waiting: int = 0) -> None:
+        self.models = [ModelEntry(id=entry.id, aliases=entry.aliases, state=state) for entry in self.models]
+        load = ModelLoad(state=state, running=running, waiting=waiting, slots=4)
+        self.peer.announce(self.models, {entry.id: load for entry in self.models})
+
+    def kill(self) -> None:
+        self.network.kill(self.peer.identity.peer_id)
+
+
+class Mesh:
+    """A gateway's peer, and nodes that it finds through bootstrap addresses."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.network = MemoryNetwork(latency=0.001)
+        self.gateway = self._peer("gateway", "gateway", [], None)
+        self._numbers = itertools.count(1)
+
+    def _peer(self, role, name, bootstrap, service) -> Peer:
+        settings = PeerSettings(
+            identity=Identity.generate(),
+            role=role,
+            name=name,
+            mesh="test",
+            bootstrap=bootstrap,
+            mdns=False,
+            hardware=Hardware(),
+            ports={},
+        )
+        return Peer(settings, MemoryTransport(settings.identity, self.network), service)
+
+    async def start(self) -> None:
+        await self.nursery.start(self.gateway.run)
+
+    async def node(self, *script: Step, models: tuple[str, ...] = ("m",), aliases: tuple[str, ...] = (), state="ready") -> Node:
+        """Add a node and wait until the gateway has a link to it that says so."""
+        entries = [ModelEntry(id=model, aliases=list(aliases)) for model in models]
+        holder: list[Node] = []
+
+        class Service:
+            async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+                await holder[0].infer(request, emit)
+
+        peer = self._peer("node", f"node-{next(self._numbers)}", list(self.gateway.addresses), Service())
+        node = Node(peer, self.network, entries, list(script))
+        holder.append(node)
+        node.announce(state)
+        await self.nursery.start(peer.run)
+        await self.until(lambda: self._sees(node, state))
+        return node
+
+    def _sees(self, node: Node, state: str) -> bool:
+        view = self.gateway.registry.peers.get(node.peer_id)
+        if view is None or view.link is None:
+            return False
+        return all(view.link.load.get(entry.id, ModelLoad("failed")).state == state for entry in node.models)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with trio.fail_after(20):
+            while not condition():  # noqa: ASYNC110 - the conditions are of many kinds, and no event tells of them all
+                await trio.sleep(0.01)
+
+    async def sees(self, node: Node, state: str) -> None:
+        await self.until(lambda: self._sees(node, state))
+
+
+@pytest.fixture
+async def mesh(nursery):
+    built = Mesh(nursery)
+    await built.start()
+    return built
+
+
+@pytest.fixture
+def failing():
+    """A step of a script: accept, emit some tokens, raise."""
+    return fail
+
+
+@pytest.fixture
+def words():
+    return WORDS

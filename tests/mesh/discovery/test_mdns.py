@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import trio
+
+from mesh.discovery import mdns
+from mesh.discovery.announcement import Found
+from mesh.discovery.mdns import Mdns
+from mesh.errors import Unavailable
+from mesh.identity import Identity
+
+HANG = 30.0
+
+PROGRAM = """
+import sys, trio
+from mesh.discovery.mdns import Mdns
+from mesh.identity import Identity
+
+async def main():
+    identity = Identity.generate()
+    address = f"/ip4/127.0.0.1/tcp/4001/p2p/{identity.peer_id}"
+    mdns = Mdns(peer_id=identity.peer_id, mesh=sys.argv[1], role="gateway", addresses=[address])
+    print(identity.peer_id, flush=True)
+    await mdns.run(lambda found: print("found", found.peer_id, found.role, flush=True))
+
+trio.run(main)
+"""
+
+
+@pytest.fixture
+def mesh_name(request):
+    """No test may hear another one, or whoever else is on the network."""
+    return f"test-{Identity.generate().peer_id[-12:]}"
+
+
+def announcer(mesh: str, role: str = "node") -> tuple[Identity, Mdns]:
+    identity = Identity.generate()
+    addresses = [f"/ip4/127.0.0.1/tcp/{port}/p2p/{identity.peer_id}" for port in (4001, 4002)]
+    return identity, Mdns(peer_id=identity.peer_id, mesh=mesh, role=role, addresses=addresses)
+
+
+async def next_found(receiver: trio.MemoryReceiveChannel[Found]) -> Found:
+    with trio.fail_after(HANG):
+        return await receiver.receive()
+
+
+async def test_two_processes_find_each_other(mesh_name):
+    identity, ours = announcer(mesh_name)
+    sender, receiver = trio.open_memory_channel[Found](100)
+    process = await trio.lowlevel.open_process([sys.executable, "-c", PROGRAM, mesh_name], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ours.run, sender.send_nowait)
+            assert any(entry.endswith("127.0.0.1") for entry in ours.interfaces)
+            found = await next_found(receiver)
+            output = b""
+            with trio.fail_after(HANG):
+                while f"found {identity.peer_id} node\n".encode() not in output:
+                    output += await process.stdout.receive_some()
+            nursery.cancel_scope.cancel()
+    finally:
+        process.kill()
+        await process.wait()
+    assert found.peer_id == output.decode().split()[0]
+    assert found == Found(found.peer_id, [f"/ip4/127.0.0.1/tcp/4001/p2p/{found.peer_id}"], mesh_name, "gateway")
+
+
+async def test_peers_of_other_meshes_and_we_ourselves_are_ignored(mesh_name):
+    ours, first = announcer(mesh_name)
+    _, stranger = announcer(mesh_name + "-other")
+    friend, second = announcer(mesh_name)
+    sender, receiver = trio.open_memory_channel[Found](100)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(first.run, sender.send_nowait)
+        await nursery.start(stranger.run, lambda found: None)
+        await trio.sleep(1)
+        await nursery.start(second.run, lambda found: None)
+        # The friend came last: whatever was heard of the others would be there before it.
+        assert (await next_found(receiver)).peer_id == friend.peer_id
+        nursery.cancel_scope.cancel()
+    assert ours.peer_id != friend.peer_id
+
+
+async def test_ending_says_goodbye(mesh_name):
+    from zeroconf import ServiceBrowser, ServiceListener, Zeroconf
+
+    removed: list[str] = []
+    added: list[str] = []
+
+    class Listener(ServiceListener):
+        def add_service(self, zc, type_, name):
+            if f"mesh={mesh_name}".encode() in (zc.get_service_info(type_, name).text or b""):
+                added.append(name)
+
+        def update_service(self, zc, type_, name):
+            pass
+
+        def remove_service(self, zc, type_, name):
+            removed.append(name)
+
+    zeroconf = await trio.to_thread.run_sync(partial(Zeroconf, interfaces=["127.0.0.1"], use_asyncio=False))
+    try:
+        ServiceBrowser(zeroconf, mdns.SERVICE, listener=Listener())
+        _, ours = announcer(mesh_name)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ours.run, lambda found: None)
+            await until(lambda: bool(added))
+            nursery.cancel_scope.cancel()
+        await until(lambda: added[0] in removed)
+    finally:
+        await trio.to_thread.run_sync(zeroconf.close)
+
+
+async def until(condition):
+    with trio.fail_after(HANG):
+        while not condition():  # noqa: ASYNC110 - another library's threads give no event
+            await trio.sleep(0.02)
+
+
+async def test_without_multicast_it_says_so_and_what_to_do(monkeypatch, mesh_name):
+    monkeypatch.setattr(mdns, "_takes_multicast", lambda interface: False)
+    _, ours = announcer(mesh_name)
+    with pytest.raises(Unavailable, match="no network interface that takes multicast; use --bootstrap"):
+        await ours.run(lambda found: None)
+
+
+async def test_a_taken_port_is_named(monkeypatch, mesh_name):
+    def refuse(**options):
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(mdns, "Zeroconf", refuse)
+    _, ours = announcer(mesh_name)
+    with pytest.raises(Unavailable, match="cannot listen on port 5353: Address already in use"):
+        await ours.run(lambda found: None)
+
+
+async def test_findings_that_nobody_takes_are_dropped_and_not_kept():
+    sender, receiver = trio.open_memory_channel[Found](2)
+    listener = mdns._Listener(Identity.generate().peer_id, "m", trio.lowlevel.current_trio_token(), sender)
+    for _ in range(5):
+        listener._hand_over(Found(Identity.generate().peer_id, [], "m", "node"))
+    assert receiver.statistics().current_buffer_used == 2
+    receiver.close()
+    listener._hand_over(Found(Identity.generate().peer_id, [], "m", "node"))

@@ -1,0 +1,45 @@
+import signal
+
+import pytest
+
+from node.cause import cause_of_death
+
+
+@pytest.mark.parametrize(
+    ("lines", "part"),
+    [
+        (
+            ["loading", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"],
+            "out of memory (torch.OutOfMemoryError",
+        ),
+        (["OSError: [Errno 98] Address already in use"], "a port is taken"),
+        (["Traceback:", "ValueError: no such layer", "bye"], "exited with code 1: ValueError: no such layer"),
+        (["hello", "world"], "exited with code 1: world"),
+        ([], "without a word"),
+    ],
+)
+def test_the_cause_is_mined_from_the_last_words(lines: list[str], part: str) -> None:
+    assert part in cause_of_death(1, lines)
+
+
+def test_memory_is_named_before_a_later_error() -> None:
+    assert "out of memory" in cause_of_death(1, ["MemoryError", "error: cannot go on"])
+
+
+def test_a_signal_is_named() -> None:
+    assert cause_of_death(-signal.SIGSEGV, []) == "killed by SIGSEGV without a word"
+    assert cause_of_death(-signal.SIGKILL, ["working"]) == "killed by SIGKILL: working"
+    assert cause_of_death(-199, []).startswith("killed by signal 199")
+
+
+def test_the_kernel_is_blamed_only_when_memory_ran_out() -> None:
+    assert "by the kernel" in cause_of_death(-signal.SIGKILL, [], memory_ran_out=True)
+    assert "by the kernel" not in cause_of_death(-signal.SIGTERM, [], memory_ran_out=True)
+
+
+def test_a_process_that_never_started_has_a_cause() -> None:
+    assert cause_of_death(None, []) == "did not start without a word"
+
+
+def test_a_long_line_is_cut() -> None:
+    assert len(cause_of_death(1, ["error " + "x" * 10_000])) < 400

@@ -1,0 +1,223 @@
+"""Tiny random models with a tokenizer of their own, made once per session."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from mesh.messages.inference import Accepted, Delta, Done, Event, Fail, InferenceRequest
+from node.worker.engine import Engine, Limits
+from node.worker.loader import Options, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = (
+    "A mesh is made of peers. Every peer has a key and a name. A node runs models and a gateway lets clients in. "
+    "The engine computes one step for all requests and says what came out. Numbers: 0 1 2 3 4 5 6 7 8 9. "
+    "Grüße aus Köln, ça va bien, 你好世界, こんにちは, emoji 🙂🚀👩‍💻. "
+)
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + m['role']) }}{% endif %}"
+    "<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    # Larger than usual: random logits of ordinary size have near ties.
+    "initializer_range": 0.3,
+}
+
+
+def make_tokenizer() -> Any:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|start|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|endoftext|>", extra_special_tokens=["<|start|>"]
+    )
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+KINDS: dict[str, Any] = {
+    "llama": lambda ids: LlamaForCausalLM(LlamaConfig(**SIZES, **ids)),
+    "qwen3": lambda ids: Qwen3ForCausalLM(Qwen3Config(**SIZES, **ids, head_dim=16)),
+    "mistral": lambda ids: MistralForCausalLM(MistralConfig(**SIZES, **ids, sliding_window=None)),
+    "mistral-window": lambda ids: MistralForCausalLM(MistralConfig(**SIZES, **ids, sliding_window=12)),
+    "gemma2": lambda ids: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, **ids, head_dim=16, sliding_window=16, attn_logit_softcapping=5.0)
+    ),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Two threads that wait for each other gain nothing on models this small and lose much on a busy machine.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = make_tokenizer()
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": 0}
+    for name, make in KINDS.items():
+        torch.manual_seed(sum(map(ord, name)))
+        make(ids).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(models_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(models_folder / "llama")
+
+
+@dataclass
+class Outcome:
+    """Everything that one request was answered with."""
+
+    events: list[Event]
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for event in self.events if isinstance(event, Delta) for token in event.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, Delta))
+
+    @property
+    def last(self) -> Event:
+        return self.events[-1]
+
+    def check_shape(self) -> None:
+        """At most one Accepted, first; deltas without gaps; exactly one terminal event, last."""
+        middle = self.events[1:-1] if isinstance(self.events[0], Accepted) else self.events[:-1]
+        assert isinstance(self.last, Done | Fail)
+        assert all(isinstance(event, Delta) for event in middle)
+        offset = 0
+        for event in middle:
+            assert isinstance(event, Delta)
+            assert event.offset == offset
+            offset += len(event.token_ids)
+
+
+class Driver:
+    """Drives an engine in process: submits at given steps, collects what comes out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.outcomes: dict[int, Outcome] = {}
+        self.batches: list[int] = []
+        self._next = 0
+
+    def submit(self, **fields: Any) -> int:
+        number, self._next = self._next, self._next + 1
+        fields = {"task": "completion" if "prompt" in fields else "chat", "max_tokens": 24, "temperature": 0.0, **fields}
+        self.outcomes[number] = Outcome([])
+        self.engine.submit(number, InferenceRequest(request_id=f"r{number}", model="m", **fields))
+        return number
+
+    def step(self) -> bool:
+        step = self.engine.step()
+        if step is None:
+            return False
+        assert step.load == self.engine.load
+        self.batches.append(step.load.running)
+        for number, event in step.events:
+            self.outcomes[number].events.append(event)
+        return True
+
+    def run(self, limit: int = 2000) -> None:
+        for _ in range(limit):
+            if self.engine.idle:
+                break
+            assert self.step()
+        assert self.engine.idle
+        for outcome in self.outcomes.values():
+            outcome.check_shape()
+
+    def answer(self, **fields: Any) -> Outcome:
+        """One request, alone, to its end."""
+        number = self.submit(**fields)
+        self.run()
+        return self.outcomes[number]
+
+
+@pytest.fixture(scope="session")
+def make_driver(models_folder: Path) -> Any:
+    def make(name: str = "llama", *, slots: int = 16, budget: int = 512, queue: int = 256, **options: Any) -> Driver:
+        limits = Limits(budget=budget, queue=queue)
+        engine, _ = load(
+            Options(path=models_folder / name, device="cpu", dtype="float32", slots=slots, limits=limits, **options),
+            lambda _: None,
+        )
+        return Driver(engine)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Random prompts of many lengths; none holds a special token."""
+    source = random.Random(7)
+    return [
+        [source.randrange(3, 400) for _ in range(length)] for length in (1, 2, 3, 5, 8, 13, 21, 34, 55, 4, 89, 17, 40, 6, 70, 11)
+    ]
+
+
+@pytest.fixture(scope="session")
+def reference(models_folder: Path) -> Any:
+    """Greedy ids by transformers' `generate`, and the logits it chose from."""
+    loaded: dict[str, Any] = {}
+
+    def generate(name: str, prompt: list[int], count: int) -> tuple[list[int], list[torch.Tensor]]:
+        if name not in loaded:
+            loaded[name] = AutoModelForCausalLM.from_pretrained(models_folder / name, dtype=torch.float32).eval()
+        answer = loaded[name].generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        return answer.sequences[0, len(prompt) :].tolist(), [logits[0] for logits in answer.logits]
+
+    return generate

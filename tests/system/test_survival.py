@@ -1,0 +1,182 @@
+"""What a client notices when something dies: nothing, as long as its first token is not out."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+if TYPE_CHECKING:
+    import httpx2
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+DEMO = "infermesh-demo"
+
+
+async def ready_nodes(http: httpx2.AsyncClient, url: str, model: str) -> set[str]:
+    peers = (await http.get(f"{url}/v1/mesh/peers")).json()["peers"]
+    return {
+        peer["peer_id"]
+        for peer in peers
+        if peer["linked"] and any(entry["id"] == model and entry["state"] == "ready" for entry in peer["models"])
+    }
+
+
+async def read_stream(http: httpx2.AsyncClient, url: str, body: dict[str, Any], started: trio.Event) -> str:
+    """Read one stream; "done", or what its error event says. Sets `started` at the first content."""
+    async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+        if answer.status_code != 200:
+            return (await answer.aread()).decode()
+        async for line in answer.aiter_lines():
+            if line == "data: [DONE]":
+                return "done"
+            if line.startswith("data: "):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    return str(event["error"]["code"])
+                if event["choices"] and event["choices"][0]["delta"].get("content"):
+                    started.set()
+    return "cut"
+
+
+async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat: Any) -> None:
+    gateway = await fleet.gateway("--no-mdns", "--strategy", "least_loaded")
+    first = await fleet.node("--no-mdns", "--bootstrap", gateway.address)
+    await until(lambda: ready(1))
+    outcomes: list[str] = []
+    statuses: list[int] = []
+    fresh: list[int] = []
+
+    async def ready(count: int) -> bool:
+        return len(await ready_nodes(http, gateway.url, DEMO)) == count
+
+    async def stream(started: trio.Event) -> None:
+        body = chat(DEMO, "Tell me a long story.", stream=True, max_tokens=400, temperature=1.5)
+        outcomes.append(await read_stream(http, gateway.url, body, started))
+
+    async def watch_health() -> None:
+        while True:
+            statuses.append((await http.get(f"{first.url}/health")).status_code)
+            await trio.sleep(0.02)
+
+    async def new_requests() -> None:
+        while True:
+            answer = await http.post(f"{gateway.url}/v1/chat/completions", json=chat(DEMO, max_tokens=8))
+            fresh.append(answer.status_code)
+
+    async with trio.open_nursery() as streams:
+        begun = [trio.Event() for _ in range(8)]
+        for event in begun:
+            streams.start_soon(stream, event)
+        for event in begun:
+            await event.wait()
+        # All eight run on the first node; only now the stand-by appears.
+        second = await fleet.node("--no-mdns", "--bootstrap", gateway.address)
+        await until(lambda: ready(2))
+        async with trio.open_nursery() as watchers:
+            watchers.start_soon(watch_health)
+            watchers.start_soon(new_requests)
+            await trio.sleep(0.3)
+            worker = first.worker()
+            worker.kill()
+            await until(lambda: 503 in statuses)
+            await until(lambda: statuses[-1] == 200, limit=60)
+            await until(lambda: ready(2))
+            watchers.cancel_scope.cancel()
+    assert first.worker().pid != worker.pid
+    assert len(fresh) > 3
+    assert set(fresh) == {200}
+    assert len(outcomes) == 8
+    assert set(outcomes) <= {"done", "stream_interrupted"}
+    served = set()
+    for _ in range(12):
+        answer = await http.post(f"{gateway.url}/v1/chat/completions", json=chat(DEMO, max_tokens=4))
+        served.add(answer.headers["x-infermesh-node"])
+    assert first.ready["peer_id"] in served, "the replacement serves again"
+    assert second.ready["peer_id"]
+
+
+async def test_node_killed_before_its_first_token(fleet: Any, http: Any, until: Any, chat: Any) -> None:
+    gateway = await fleet.gateway("--no-mdns", "--strategy", "round_robin")
+    slow = "model-a;first_token_ms=3000"
+    nodes = {}
+    for _ in range(2):
+        node = await fleet.mock(slow, "--no-mdns", "--bootstrap", gateway.address)
+        nodes[node.ready["peer_id"]] = node
+
+    async def both() -> bool:
+        return len(await ready_nodes(http, gateway.url, "model-a")) == 2
+
+    await until(both)
+    answers: list[httpx2.Response] = []
+
+    async def ask() -> None:
+        answers.append(await http.post(f"{gateway.url}/v1/chat/completions", json=chat("model-a")))
+
+    async def busy() -> list[str]:
+        peers = (await http.get(f"{gateway.url}/v1/mesh/peers")).json()["peers"]
+        return [peer["peer_id"] for peer in peers for model in peer["models"] if model["running"]]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        (victim,) = await until(busy)
+        nodes[victim].kill()
+    (answer,) = answers
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-infermesh-node"] != victim
+    assert answer.headers["x-infermesh-attempts"] == "2"
+
+
+@pytest.mark.parametrize("role", ["node", "gateway"])
+async def test_sigterm_finishes_what_is_in_flight(fleet: Any, http: Any, until: Any, chat: Any, role: str) -> None:
+    gateway = await fleet.gateway("--no-mdns")
+    node = await fleet.mock("model-a;tokens_per_second=40", "--no-mdns", "--bootstrap", gateway.address)
+
+    async def one() -> bool:
+        return len(await ready_nodes(http, gateway.url, "model-a")) == 1
+
+    await until(one)
+    outcomes: list[str] = []
+    started = trio.Event()
+
+    async def stream() -> None:
+        body = chat("model-a", stream=True, max_tokens=80)
+        outcomes.append(await read_stream(http, gateway.url, body, started))
+
+    program = {"node": node, "gateway": gateway}[role]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream)
+        await started.wait()
+        program.process.send_signal(signal.SIGTERM)
+    assert outcomes == ["done"]
+    assert await program.wait() == 0
+
+
+async def test_client_gone_stops_the_worker(fleet: Any, http: Any, until: Any, chat: Any) -> None:
+    gateway = await fleet.gateway("--no-mdns")
+    await fleet.mock("model-a;tokens_per_second=5", "--no-mdns", "--bootstrap", gateway.address)
+
+    async def one() -> bool:
+        return len(await ready_nodes(http, gateway.url, "model-a")) == 1
+
+    async def running() -> int:
+        peers = (await http.get(f"{gateway.url}/v1/mesh/peers")).json()["peers"]
+        return sum(model["running"] for peer in peers for model in peer["models"])
+
+    await until(one)
+    started = trio.Event()
+    async with trio.open_nursery() as nursery:
+        body = chat("model-a", stream=True, max_tokens=400)
+        nursery.start_soon(read_stream, http, gateway.url, body, started)
+        await started.wait()
+        await until(running)
+        nursery.cancel_scope.cancel()
+
+    async def idle() -> bool:
+        return await running() == 0
+
+    await until(idle)
