@@ -144,9 +144,10 @@ class Dialler:
     def _failed(self, target: Target, error: MeshError, *, for_long: bool) -> None:
         if for_long:
             target.backoff.give_up_for_long()
-        level = logging.WARNING if for_long or target.way == "bootstrap" else logging.INFO
+        news = self._trail.add(target.way, target.label, error.message, code=error.code)
+        matters = for_long or target.way == "bootstrap"
+        level = logging.DEBUG if not news else logging.WARNING if matters else logging.INFO
         logger.log(level, "no link to %s (%s): %s", target.label, target.way, error.message)
-        self._trail.add(target.way, target.label, error.message, code=error.code)
 
     async def _pause(self, target: Target) -> None:
         if self._wanted(target):

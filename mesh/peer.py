@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mesh.transport.base import Channel, Transport
 
 MAX_LINKS = 2_048
+MAX_ADDRESSES = 16
+"""In our record: a machine with many interfaces must not crowd out its models."""
 ISOLATED_AFTER = 10.0
 """Seconds alone until the log says why."""
 RETIRE_LIMIT = 30.0
@@ -161,8 +163,15 @@ class Peer:
 
     def _issue(self) -> None:
         """A new record, to everybody linked."""
-        self._own.addresses = self.addresses
+        self._own.addresses = self.addresses[:MAX_ADDRESSES]
         self._push(self._own.issue())
+
+    def _issue_again(self) -> None:
+        try:
+            self._issue()
+        except Misconfigured as error:
+            # Our addresses changed and no longer fit: what others hold expires, and our links prove us meanwhile.
+            logger.error("%s", error.message)  # noqa: TRY400 - the message says all
 
     def _change(self, models: list[ModelEntry]) -> None:
         before, self._own.models = self._own.models, list(models)
@@ -181,7 +190,7 @@ class Peer:
             await trio.sleep(RECORD_TTL / 3)
             self.registry.expire()
             if not self.leaving:
-                self._issue()
+                self._issue_again()
 
     # Links
 
@@ -316,7 +325,7 @@ class Peer:
         if view is not None:
             self._learned(view, link.peer_id)
         elif _claims(sealed, self.peer_id) and self._own.outgrows(sealed):
-            self._issue()
+            self._issue_again()
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)

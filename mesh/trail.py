@@ -48,12 +48,13 @@ class Trail:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, way: str, target: str, outcome: str, *, code: str = "", found: bool = False) -> None:
-        """Note what came of a try."""
-        self._entries.pop((way, target), None)
+    def add(self, way: str, target: str, outcome: str, *, code: str = "", found: bool = False) -> bool:
+        """Note what came of a try. True when that is news: the last try ended otherwise."""
+        last = self._entries.pop((way, target), None)
         self._entries[way, target] = TrailEntry(self._clock(), way, target, outcome, code, found)
         if len(self._entries) > MAX_ENTRIES:
             del self._entries[next(iter(self._entries))]
+        return last is None or last.outcome != outcome
 
     def explain(self) -> list[str]:
         """Sentences that say why nobody was found; empty when somebody was."""
