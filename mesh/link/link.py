@@ -295,7 +295,10 @@ class Link:
         except FrameError as error:
             logger.warning("link to %s ended: it broke the protocol: %s", self.peer_id, error)
             self._end(f"it broke the protocol: {error}")
-        except _LOST:
+        except trio.ClosedResourceError:
+            # We are closing it, and whoever does ends the link: an abort from here would take back the last words.
+            return
+        except trio.BrokenResourceError:
             self._break()
         except MeshError as refusal:
             self._refusal = refusal

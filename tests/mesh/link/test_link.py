@@ -29,6 +29,7 @@ from mesh.messages.link import (
     Unknown,
 )
 from mesh.messages.record import SealedRecord
+from mesh.transport.base import Channel
 
 
 async def refusal_of(kit, near, far):
@@ -449,6 +450,57 @@ async def test_close_says_leave_and_ends(autojump_clock, kit):
         assert pair.near.closed.is_set()
         assert pair.near.reason == "enough"
         assert pair.far.reason == "the other side closed it"
+
+
+class Reluctant(Channel):
+    """Closes as real transports do: reads fail at once, the clean end takes a while, an abort meanwhile loses what travels."""
+
+    def __init__(self, inner: Channel) -> None:
+        self.peer_id = inner.peer_id
+        self.remote_address = inner.remote_address
+        self._inner = inner
+        self._closing = trio.Event()
+
+    async def send_all(self, data) -> None:
+        await self._inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes=None) -> bytes:
+        data = b""
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await self._closing.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            data = await self._inner.receive_some(max_bytes)
+            nursery.cancel_scope.cancel()
+        if self._closing.is_set():
+            raise trio.ClosedResourceError("we close it")
+        return data
+
+    async def aclose(self) -> None:
+        self._closing.set()
+        await trio.sleep(0.5)
+        await self._inner.aclose()
+
+    def abort(self) -> None:
+        self._inner.abort()
+
+
+async def test_the_last_words_of_a_close_arrive_though_they_take_a_while(autojump_clock, kit, side):
+    kit.network.latency = 0.1
+    async with kit.channels() as (here, there), trio.open_nursery() as nursery:
+        near, far = Link(Reluctant(here), side(kit.near), dialled=True), Link(there, side(kit.far), dialled=False)
+        async with trio.open_nursery() as starting:
+            starting.start_soon(nursery.start, near.run)
+            starting.start_soon(nursery.start, far.run)
+        await near.close("enough")
+        await far.closed.wait()
+        assert far.leaving
 
 
 async def test_close_does_not_wait_for_a_hung_peer(autojump_clock, kit):
