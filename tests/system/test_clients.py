@@ -50,7 +50,7 @@ async def test_official_openai_client(fleet: Any, http: Any, until: Any) -> None
 
     answer = await trio.to_thread.run_sync(plain)
     content = answer.choices[0].message.content
-    assert "demo model" in content
+    assert "infermesh-demo" in content
     assert answer.choices[0].finish_reason == "stop"
     # The end-of-turn token is generated too, and counted.
     assert answer.usage.completion_tokens == len(tokenizer.encode(content, add_special_tokens=False).ids) + 1
@@ -81,7 +81,7 @@ class Socket:
 
 async def test_websocket_runs_three_cancels_one_pings_and_sees_a_node_join(fleet: Any, http: Any, until: Any) -> None:
     gateway = await fleet.gateway("--no-mdns")
-    await fleet.mock("model-a;tokens_per_second=20", "--no-mdns", "--bootstrap", gateway.address)
+    await fleet.mock("model-a;tokens_per_second=20;length=40", "--no-mdns", "--bootstrap", gateway.address)
     await until(lambda: serves(http, gateway.url, "model-a"))
     async with connect(gateway.url.replace("http", "ws") + "/ws/someone") as raw, trio.open_nursery() as nursery:
         client = Socket(raw)
@@ -117,19 +117,18 @@ async def test_websocket_runs_three_cancels_one_pings_and_sees_a_node_join(fleet
         nursery.cancel_scope.cancel()
 
 
-async def test_sampled_text_is_the_same_on_two_nodes_alone_and_in_a_full_batch(
-    fleet: Any, http: Any, until: Any, chat: Any
-) -> None:
+async def test_sampled_text_is_the_same_on_two_nodes_alone_and_in_a_full_batch(fleet: Any, http: Any) -> None:
     urls = []
     for _ in range(2):
         node = await fleet.node("--no-mdns")
         urls.append((await http.get(f"{node.url}/info")).json()["url"])
-    asked = chat(DEMO, "Tell me a long story.", temperature=0.8, top_p=1, top_k=0, seed=7, max_tokens=60)
+    # A prompt that the demo model never saw: many tokens are likely, so that sampling really decides.
+    asked = {"model": DEMO, "prompt": "qx vb", "temperature": 0.8, "seed": 7, "max_tokens": 60}
 
     async def ask(url: str, body: dict[str, Any], results: list[str]) -> None:
-        answer = await http.post(f"{url}/v1/chat/completions", json=body)
+        answer = await http.post(f"{url}/v1/completions", json=body)
         assert answer.status_code == 200, answer.text
-        results.append(answer.json()["choices"][0]["message"]["content"])
+        results.append(answer.json()["choices"][0]["text"])
 
     texts: list[str] = []
     for url in urls:
@@ -141,4 +140,4 @@ async def test_sampled_text_is_the_same_on_two_nodes_alone_and_in_a_full_batch(
         nursery.start_soon(ask, urls[0], asked, texts)
     assert len(texts) == 3
     assert len(set(texts)) == 1
-    assert len({text[:40] for text in others}) > 1, "other seeds say other things"
+    assert len(set(others)) > 3, "other seeds say other things"

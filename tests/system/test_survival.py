@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import httpx2
 import pytest
 import trio
-
-if TYPE_CHECKING:
-    import httpx2
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
@@ -31,28 +29,34 @@ async def read_stream(http: httpx2.AsyncClient, url: str, body: dict[str, Any], 
     async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
         if answer.status_code != 200:
             return (await answer.aread()).decode()
-        async for line in answer.aiter_lines():
-            if line == "data: [DONE]":
-                return "done"
-            if line.startswith("data: "):
-                event = json.loads(line[6:])
-                if "error" in event:
-                    return str(event["error"]["code"])
-                if event["choices"] and event["choices"][0]["delta"].get("content"):
-                    started.set()
-    return "cut"
+        outcome = "cut"
+        try:
+            async for line in answer.aiter_lines():
+                if line == "data: [DONE]":
+                    outcome = "done"
+                elif line.startswith("data: "):
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        outcome = str(event["error"]["code"])
+                    elif event["choices"] and event["choices"][0]["delta"].get("content"):
+                        started.set()
+        except httpx2.RemoteProtocolError:
+            # After an error event the connection ends without the last chunk, so that nobody takes the stream for complete.
+            assert outcome not in ("cut", "done")
+    return outcome
 
 
 async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat: Any) -> None:
     gateway = await fleet.gateway("--no-mdns", "--strategy", "least_loaded")
     first = await fleet.node("--no-mdns", "--bootstrap", gateway.address)
-    await until(lambda: ready(1))
     outcomes: list[str] = []
     statuses: list[int] = []
     fresh: list[int] = []
 
     async def ready(count: int) -> bool:
         return len(await ready_nodes(http, gateway.url, DEMO)) == count
+
+    await until(lambda: ready(1))
 
     async def stream(started: trio.Event) -> None:
         body = chat(DEMO, "Tell me a long story.", stream=True, max_tokens=400, temperature=1.5)
