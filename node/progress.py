@@ -40,16 +40,15 @@ class LoadingProgress:
         for entry in entries:
             if entry.state != "loading":
                 self._phases.pop(entry.id, None)
-                task = self._tasks.pop(entry.id, None)
-                if task is not None and self._bar is not None:
-                    self._bar.remove_task(task)
-        if not self._tasks:
+                self._remove(entry.id)
+        if self._bar is not None and not self._tasks:
             self.close()
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         bar, self._bar = self._bar, None
         self._tasks.clear()
+        self._phases.clear()
         if bar is not None:
             bar.stop()
 
@@ -59,12 +58,15 @@ class LoadingProgress:
             # No refresh thread: it would live beside trio; a message is the moment to draw.
             self._bar = Progress(*columns, console=self._console, transient=True, auto_refresh=False)
             self._bar.start()
-        if model not in self._tasks:
-            self._tasks[model] = self._bar.add_task("")
-        self._bar.update(
-            self._tasks[model],
-            description=f"loading {model} {loading.phase}".rstrip(),
-            completed=loading.done,
-            total=loading.total or None,
-            refresh=True,
-        )
+        if self._phases.get(model) != loading.phase:
+            self._phases[model] = loading.phase
+            self._remove(model)
+            # A bar of its own for each phase: some cannot be counted, and a total once given cannot be taken away.
+            description = f"loading {model} {loading.phase}".rstrip()
+            self._tasks[model] = self._bar.add_task(description, total=loading.total or None)
+        self._bar.update(self._tasks[model], completed=loading.done, refresh=True)
+
+    def _remove(self, model: str) -> None:
+        task = self._tasks.pop(model, None)
+        if task is not None and self._bar is not None:
+            self._bar.remove_task(task)
