@@ -15,9 +15,6 @@ from mesh.transport.libp2p import Libp2pTransport
 if TYPE_CHECKING:
     from mesh.runtime import Program
 
-_GOODBYE = 0.25
-"""Seconds that the others get to read that this peer leaves: its end resets the connections, which takes back what is unread."""
-
 
 def main() -> int:
     """The entry point. Returns the exit code."""
@@ -46,6 +43,5 @@ async def serve(program: Program, config: BootstrapConfig) -> None:
         await nursery.start(peer.run)
         program.ready(addresses=peer.addresses, http=None)
         await program.stopping.wait()
-        await peer.leave()
-        await trio.sleep(_GOODBYE)
+        await peer.close()
         nursery.cancel_scope.cancel()

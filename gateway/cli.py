@@ -28,6 +28,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
     async with trio.open_nursery() as mesh:
         with trio.CancelScope() as drain:
             await _serve_clients(program, config, peer, gateway, mesh, drain)
+        await peer.close()
         mesh.cancel_scope.cancel()
 
 

@@ -156,6 +156,17 @@ class Peer:
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
 
+    async def close(self, reason: str = "the program stops") -> None:
+        """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
+
+        Blocks for as long as Link.close may.
+        """
+        if not self.leaving:
+            await self.leave(reason)
+        async with trio.open_nursery() as nursery:
+            for link in list(self.links.values()):
+                nursery.start_soon(link.close, reason)
+
     # Our own record
 
     def _hello(self) -> Hello:

@@ -123,9 +123,6 @@ class Node:
             self._ports.stop()
             await self._service.idle()
             await self._ports.stopped.wait()
-            async with trio.open_nursery() as nursery:
-                for link in list(peer.links.values()):
-                    # Closing writes what is queued: the last words of the answers.
-                    nursery.start_soon(link.close, "the node stops")
+            await peer.close()
         if scope.cancelled_caught:
             logger.warning("%d requests did not end within the drain time-out of %g s", self._service.running, limit)

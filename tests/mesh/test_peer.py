@@ -376,6 +376,18 @@ async def test_leaving_is_known_at_once_and_lets_requests_finish(autojump_clock)
         assert events == [DONE]
 
 
+async def test_close_ends_every_link_after_its_goodbye_was_read(autojump_clock):
+    async with town() as here:
+        bootstrap = await here.add("bootstrap")
+        node = await here.add("node", bootstrap)
+        gateway = await here.add("gateway", bootstrap)
+        await until(lambda: served(gateway))
+        await node.close("done for today")
+        here.scopes[node.instance].cancel()
+        assert node.links == {}
+        await until(lambda: node.peer_id not in bootstrap.registry.peers and node.peer_id not in gateway.registry.peers)
+
+
 async def test_a_peer_that_left_takes_no_links(autojump_clock):
     async with town() as here:
         bootstrap = await here.add("bootstrap")
