@@ -141,6 +141,7 @@ def request_of(message: Inference, *, tenant: str) -> InferenceRequest:
         top_k=_or(parameters.top_k, 50 if chat else 0),
         seed=_or(parameters.seed, secrets.randbits(31)),
         stop=[parameters.stop] if isinstance(parameters.stop, str) else parameters.stop or [],
+        stream=message.stream,
         tenant=tenant,
         created=int(time.time()),
     )
