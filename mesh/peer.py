@@ -131,7 +131,7 @@ class Peer:
     def announce(self, models: list[ModelEntry], load: dict[str, ModelLoad]) -> None:
         """Say what we serve and how busy it is. Never blocks; everybody linked hears at once when something important changed.
 
-        Raises Misconfigured when the record gets over 4 KiB.
+        Raises Misconfigured when the record gets too large.
         """
         states_changed = {name: one.state for name, one in load.items()} != {name: one.state for name, one in self._load.items()}
         self._load = dict(load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -523,7 +524,7 @@ async def test_more_models_than_fit_a_record_are_refused_and_the_peer_goes_on(au
     async with town() as here:
         bootstrap = await here.add("bootstrap")
         node = await here.add("node", bootstrap)
-        many = [ModelEntry(id=f"model {number} {'x' * 100}") for number in range(100)]
+        many = [ModelEntry(id=secrets.token_hex(100)) for _ in range(100)]
         with pytest.raises(Misconfigured, match="fewer models"):
             node.announce(many, {})
         await trio.sleep(RECORD_TTL)
