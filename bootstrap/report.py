@@ -72,7 +72,7 @@ def _show_peers(peers: Sequence[Json]) -> None:
     if not peers:
         print("no other peer is known; start a node with `mesh-node`")
         return
-    show(("name", "role", "link", "rtt", "models", "hardware", "peer id"), [_peer_row(peer) for peer in peers])
+    show(("name", "role", "link", "rtt", "models", "hardware", "peer id"), [_peer_row(peer) for peer in peers], ids=["peer id"])
 
 
 def _advise(nodes: Sequence[Json]) -> None:

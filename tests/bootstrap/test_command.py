@@ -176,3 +176,8 @@ def test_doctor_gets_what_the_operator_named(run, monkeypatch, tmp_path):
     named, plain = seen
     assert (named.bootstrap, named.models, named.device, named.gateway) == (["a", "b"], {"m": tmp_path}, "cpu", "http://host:1")
     assert (named.gateway_named, plain.gateway_named, plain.bootstrap) == (True, False, ["c"])
+
+
+def test_the_network_is_imported_only_where_it_is_used():
+    code = "import bootstrap.command, sys; sys.exit('libp2p' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
