@@ -291,7 +291,7 @@ class Peer:
         self.registry.linked(link)
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
         self._exchange.greet(link)
-        logger.info("linked with %s %s (%s)", link.record.role, link.record.name, link.peer_id)
+        logger.info("linked with %s %s (%s) over %s", link.record.role, link.record.name, link.peer_id, link.carrier)
 
     def _gone(self, link: Link) -> None:
         if self.links.get(link.peer_id) is link:

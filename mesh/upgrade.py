@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 class _Stage:
     """How far the replacement of one link is."""
 
+    began: float = field(default_factory=trio.current_time)
     offer: UpgradeOffer = field(default_factory=UpgradeOffer)
     offered: trio.Event = field(default_factory=trio.Event)
     drained: trio.Event = field(default_factory=trio.Event)
@@ -90,7 +91,9 @@ class Upgrades:
 
     def gone(self, link: Link) -> None:
         """A link ended."""
-        self._stages.pop(link, None)
+        stage = self._stages.pop(link, None)
+        if stage is not None and link.carrier == "direct":
+            self._remember(link.hello.instance, lived=trio.current_time() - stage.began)
 
     def hear(self, link: Link, message: Upgrade | UpgradeOffer | Drained) -> None:
         """The other side said something about the replacement of a link."""
@@ -158,11 +161,10 @@ class Upgrades:
 
     async def _try(self, direct: DirectTransport, link: Link) -> bool:
         """True when a direct link was up, and has ended."""
-        began: list[float] = []
+        up: list[Link] = []
 
         def risen(new: Link) -> None:
-            began.append(trio.current_time())
-            logger.info("the link to %s is a direct one now", link.peer_id)
+            up.append(new)
             self.up(new)
             self._settle(new)
 
@@ -170,10 +172,10 @@ class Upgrades:
             channel = await direct.dial(link.peer_id, await self._ask(link), seen_at=link.remote_address)
             await self._live(channel, dialled=True, up=risen)
         except MeshError as error:
-            if not began:
+            if not up:
                 logger.info("no direct link to %s, it stays on libp2p: %s", link.peer_id, error.message)
-        self._remember(link.hello.instance, lived=trio.current_time() - began[0] if began else 0.0)
-        return bool(began)
+                self._remember(link.hello.instance, lived=0.0)
+        return bool(up)
 
     async def _ask(self, link: Link) -> UpgradeOffer:
         stage = self._stages.get(link, _Stage())
