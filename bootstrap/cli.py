@@ -10,6 +10,7 @@ from bootstrap.config import BootstrapConfig
 from mesh.messages.record import Hardware
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import launch
+from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ async def serve(program: Program, config: BootstrapConfig) -> None:
         hardware=Hardware(),
         ports={},
     )
-    peer = Peer(settings, Libp2pTransport(program.identity, config.listen))
+    direct = DirectTransport(program.identity, config.listen) if config.direct else None
+    peer = Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
     async with trio.open_nursery() as nursery:
         await nursery.start(peer.run)
         program.ready(addresses=peer.addresses, http=None)

@@ -12,6 +12,7 @@ from gateway.dispatch import DispatchLimits
 from mesh.http import serve as serve_http
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import Program, launch
+from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
 
@@ -62,7 +63,8 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         bootstrap=config.bootstrap,
         mdns=config.mdns,
     )
-    return Peer(settings, Libp2pTransport(program.identity, config.listen))
+    direct = DirectTransport(program.identity, config.listen) if config.direct else None
+    return Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
 
 
 def _limits(config: GatewayConfig) -> DispatchLimits:

@@ -1,8 +1,8 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
 1. A gateway dials every node it learns of; everybody keeps a link to each bootstrap address; two nodes need no link.
-2. Between two peers one link stays. Same `instance`: the one dialled by the smaller peer id, or the newer when one side dialled
-   both. Another instance: the newer. `links` holds the one that stays; the other ends once it is idle.
+2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
+   that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
 4. An open mesh takes peers from loopback, link-local and private addresses only.
 """
@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.addresses import is_near, peer_of
+from mesh.addresses import by_peer, is_near, names
 from mesh.dialler import MAX_DIALS, Dialler, Target
 from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
 from mesh.exchange import MAX_RECORDS, Exchange
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
-from mesh.messages.link import Heartbeat, Hello, Leave, Records
+from mesh.messages.link import Drained, Heartbeat, Hello, Leave, Records, Upgrade, UpgradeOffer
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL, RecordError, read_unchecked
 from mesh.registry import Registry
 from mesh.sightings import mdns
 from mesh.trail import Trail
+from mesh.upgrade import Upgrades
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mesh.service import InferenceService
     from mesh.sightings import DiscoveryFactory, Sighting
     from mesh.transport.base import Channel, Transport
+    from mesh.transport.direct import DirectTransport
 
 MAX_LINKS = 2_048
 MAX_ADDRESSES = 16
@@ -68,8 +70,9 @@ class Peer:
         service: InferenceService | None = None,
         *,
         discovery: Mapping[str, DiscoveryFactory] | None = None,
+        direct: DirectTransport | None = None,
     ) -> None:
-        """`discovery` adds ways of hearing, by name. Raises Misconfigured for a bootstrap address that is none."""
+        """`discovery`: more ways of hearing; `direct`: what links move to. Raises Misconfigured for a bad bootstrap address."""
         self.settings = settings
         self.identity = settings.identity
         self.instance = secrets.token_hex(8)
@@ -79,12 +82,14 @@ class Peer:
         self.leaving = False
         self._transport = transport
         self._discovery = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
-        self._bootstrap = _by_peer(settings.bootstrap)
+        self._bootstrap = by_peer(settings.bootstrap)
         self._load: dict[str, ModelLoad] = {}
         self._own = OwnRecord(settings)
         self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._dialler = Dialler(self._connect, self._link_of, self.trail)
+        self._direct = direct
+        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._hearing = trio.CancelScope()
         self._open_links = 0
@@ -118,6 +123,8 @@ class Peer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._transport.run, self._accept)
+            if self._direct is not None:
+                await nursery.start(self._direct.run, self._accept)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
@@ -170,7 +177,7 @@ class Peer:
     # Our own record
 
     def _hello(self) -> Hello:
-        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed)
+        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=self._upgrades.features)
 
     def _issue(self) -> None:
         """A new record, to everybody linked."""
@@ -212,6 +219,7 @@ class Peer:
             logger.info("no link from %s at %s: %s", channel.peer_id, channel.remote_address, error.message)
 
     def _accepted(self, link: Link) -> None:
+        self._upgrades.up(link)
         self._settle(link)
         self.trail.add("inbound", link.peer_id, "is linked", found=True)
 
@@ -223,7 +231,7 @@ class Peer:
 
         async with self._dials:
             channel = await self._transport.dial(target.addresses)
-        await self._live(channel, dialled=True, up=up)
+        await self._upgrades.attend(channel, up)
 
     async def _live(self, channel: Channel, *, dialled: bool, up: Callable[[Link], None]) -> None:
         """Run a link from its channel to its end. Raises MeshError when it is refused or says no hello."""
@@ -278,23 +286,29 @@ class Peer:
         elif self._stays(known, link):
             self._start(self._retire, link)
         else:
+            link.load = link.load or dict(known.load)
             self._install(link)
-            self._start(self._retire, known)
+            self._start(self._upgrades.drain if link.carrier == "direct" != known.carrier else self._retire, known)
 
     def _stays(self, known: Link, new: Link) -> bool:
-        return known.dialled != new.dialled and known.dialled == (self.peer_id < known.peer_id)
+        if known.dialled == new.dialled:
+            return False
+        if known.carrier != new.carrier:
+            return known.carrier == "direct"
+        return known.dialled == (self.peer_id < known.peer_id)
 
     def _install(self, link: Link) -> None:
         self.links[link.peer_id] = link
         self.registry.linked(link)
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
         self._exchange.greet(link)
-        logger.info("linked with %s %s (%s)", link.record.role, link.record.name, link.peer_id)
+        logger.info("linked with %s %s (%s) over %s", link.record.role, link.record.name, link.peer_id, link.carrier)
 
     def _gone(self, link: Link) -> None:
         if self.links.get(link.peer_id) is link:
             del self.links[link.peer_id]
             logger.info("the link to %s ended: %s", link.peer_id, link.reason or "our side stopped")
+        self._upgrades.gone(link)
         self.registry.unlinked(link)
 
     async def _retire(self, link: Link) -> None:
@@ -321,6 +335,8 @@ class Peer:
                 logger.info("%s leaves the mesh: %.200s", link.peer_id, message.reason)
                 self.registry.forget(link.peer_id, message.reason[:200])
                 self._dialler.drop(link.peer_id)
+            case Upgrade() | UpgradeOffer() | Drained():
+                self._upgrades.hear(link, message)
             case _:
                 pass
 
@@ -346,7 +362,7 @@ class Peer:
 
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        own = [address for address in addresses if _names(address, peer_id)]
+        own = [address for address in addresses if names(address, peer_id)]
         if peer_id != self.peer_id:
             self._dialler.want(self._nursery, peer_id, way, own, until)
 
@@ -384,23 +400,6 @@ class Peer:
         if not self.links and not self.leaving:
             for sentence in self.trail.explain():
                 logger.warning("%s", sentence)
-
-
-def _by_peer(addresses: list[str]) -> dict[PeerId, list[str]]:
-    grouped: dict[PeerId, list[str]] = {}
-    for address in addresses:
-        try:
-            grouped.setdefault(peer_of(address), []).append(address)
-        except ValueError as error:
-            raise Misconfigured(f"--bootstrap: {error}; pass an address as `mesh-bootstrap` prints it") from error
-    return grouped
-
-
-def _names(address: str, peer_id: PeerId) -> bool:
-    try:
-        return peer_of(address) == peer_id
-    except ValueError:
-        return False
 
 
 def _claims(sealed: SealedRecord, peer_id: PeerId) -> bool:

@@ -57,6 +57,16 @@ def test_peers(run, small_mesh):
     assert len(json.loads(run("peers", "--json", "--gateway", small_mesh.url)[1])["peers"]) == 3
 
 
+def test_peers_say_what_carries_their_links(run, small_mesh):
+    peers = small_mesh.answers["/v1/mesh/peers"][1]["peers"]
+    for peer, carrier in zip(peers, ("direct", None, "libp2p"), strict=True):
+        peer["carrier"] = carrier
+    out = run("peers", "--gateway", small_mesh.url)[1]
+    assert "near\tnode\tdirect\t" in out
+    assert "away\tnode\t-\t" in out
+    assert "way-in\tbootstrap\tlibp2p\t" in out
+
+
 def test_models(run, small_mesh):
     assert run("models", "--gateway", small_mesh.url)[1].splitlines()[1:] == ["m\t1\t1\t2\t1", "n\t0\t0\t0\t0"]
     value = json.loads(run("models", "--json", "--gateway", small_mesh.url)[1])
