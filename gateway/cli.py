@@ -60,6 +60,7 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         mesh=config.mesh,
         bootstrap=config.bootstrap,
         mdns=config.mdns,
+        links_per_model=config.links_per_model,
     )
     return Peer(settings, Libp2pTransport(program.identity, config.listen))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from itertools import pairwise
 
+from mesh.errors import Misconfigured
 from mesh.identity import PeerId, public_key_of
 
 
@@ -15,6 +16,25 @@ def peer_of(address: str) -> PeerId:
         raise ValueError(f"{address[:200]!r} does not end in /p2p/<peer id>")
     public_key_of(peer_id)
     return PeerId(peer_id)
+
+
+def names(address: str, peer_id: PeerId) -> bool:
+    """True when the full multiaddr is one of this peer."""
+    try:
+        return peer_of(address) == peer_id
+    except ValueError:
+        return False
+
+
+def by_peer(bootstrap: list[str]) -> dict[PeerId, list[str]]:
+    """Bootstrap addresses, grouped by whose they are. Raises Misconfigured for one that is none."""
+    grouped: dict[PeerId, list[str]] = {}
+    for address in bootstrap:
+        try:
+            grouped.setdefault(peer_of(address), []).append(address)
+        except ValueError as error:
+            raise Misconfigured(f"--bootstrap: {error}; pass an address as `mesh-bootstrap` prints it") from error
+    return grouped
 
 
 def is_near(address: str) -> bool:

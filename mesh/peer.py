@@ -1,6 +1,6 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
-1. A gateway dials every node it learns of; everybody keeps a link to each bootstrap address; two nodes need no link.
+1. Who asks (a gateway, a client) dials the best nodes of each model; everybody keeps a link to each bootstrap address.
 2. Between two peers one link stays. Same `instance`: the one dialled by the smaller peer id, or the newer when one side dialled
    both. Another instance: the newer. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.addresses import is_near, peer_of
+from mesh.addresses import by_peer, is_near, names
+from mesh.best_links import BestLinks, Hands
 from mesh.dialler import MAX_DIALS, Dialler, Target
 from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
-from mesh.exchange import MAX_RECORDS, Exchange
+from mesh.exchange import ASKS, MAX_RECORDS, Exchange
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
 from mesh.messages.link import Heartbeat, Hello, Leave, Records
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
-from mesh.record import RECORD_TTL, RecordError, read_unchecked
+from mesh.record import RECORD_TTL
 from mesh.registry import Registry
 from mesh.sightings import mdns
 from mesh.trail import Trail
@@ -79,12 +80,19 @@ class Peer:
         self.leaving = False
         self._transport = transport
         self._discovery = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
-        self._bootstrap = _by_peer(settings.bootstrap)
+        self._bootstrap = by_peer(settings.bootstrap)
         self._load: dict[str, ModelLoad] = {}
         self._own = OwnRecord(settings)
         self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
-        self._dialler = Dialler(self._connect, self._link_of, self.trail)
+        self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
+        self._best = BestLinks(
+            self.registry,
+            Hands(dial=self._dial_node, drop=self._drop_node, state=self._dial_state),
+            own=settings.identity.peer_id,
+            limit=settings.links_per_model,
+        )
+        self._dialler = Dialler(self._connect, self._link_of, self.trail, self._best.changed)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._hearing = trio.CancelScope()
         self._open_links = 0
@@ -122,6 +130,9 @@ class Peer:
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._hear_all)
+            if self._asks:
+                self.registry.subscribe(lambda _event: self._best.changed())
+                nursery.start_soon(self._best.run)
             targets = [self._dialler.hold(nursery, peer_id, addresses) for peer_id, addresses in self._bootstrap.items()]
             for target in targets:
                 await target.tried.wait()
@@ -159,7 +170,7 @@ class Peer:
     # Our own record
 
     def _hello(self) -> Hello:
-        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed)
+        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=[ASKS] if self._asks else [])
 
     def _issue(self) -> None:
         """A new record, to everybody linked."""
@@ -208,6 +219,7 @@ class Peer:
         def up(link: Link) -> None:
             self._settle(link)
             target.tried.set()
+            target.failing = False
             self.trail.add(target.way, target.label, "is linked", found=True)
 
         async with self._dials:
@@ -324,18 +336,34 @@ class Peer:
         view = self.registry.learn(sealed, age=age)
         if view is not None:
             self._learned(view, link.peer_id)
-        elif _claims(sealed, self.peer_id) and self._own.outgrows(sealed):
+        elif self._own.outgrows(sealed):
             self._issue_again()
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
-        if self.role == "gateway" and view.record.role == "node":
-            way = "a record from " + source
-            self._want(view.peer_id, way, view.record.addresses, view.expires)
+        if self._asks and view.record.role == "node":
+            self._best.changed()
+            if self._dialler.target(view.peer_id) is not None:
+                self._dial_node(view)
+
+    def _dial_node(self, view: PeerView) -> None:
+        self._want(view.peer_id, "a record", view.record.addresses, view.expires)
+
+    def _drop_node(self, peer_id: PeerId) -> bool:
+        link = self.links.get(peer_id)
+        if (link is not None and not link.dialled) or not self._dialler.drop(peer_id):
+            return False
+        if link is not None:
+            self._start(link.close, "enough other nodes serve the same models")
+        return True
+
+    def _dial_state(self, peer_id: PeerId) -> tuple[bool, bool]:
+        target = self._dialler.target(peer_id)
+        return target is not None, target is not None and target.failing
 
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        own = [address for address in addresses if _names(address, peer_id)]
+        own = [address for address in addresses if names(address, peer_id)]
         if peer_id != self.peer_id:
             self._dialler.want(self._nursery, peer_id, way, own, until)
 
@@ -363,7 +391,8 @@ class Peer:
             self.trail.add(name, sighting.peer_id, f"it is in mesh {sighting.mesh[:64]!r}, not {self.mesh!r}", code="other_mesh")
             return
         self.trail.add(name, "the local network", f"last heard of {sighting.role} {sighting.peer_id}")
-        if self.role == "gateway" and sighting.role == "node":
+        known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
+        if self._asks and sighting.role == "node" and not known:
             self._want(sighting.peer_id, name, list(sighting.addresses), trio.current_time() + RECORD_TTL)
 
     async def _explain_isolation(self) -> None:
@@ -373,27 +402,3 @@ class Peer:
         if not self.links and not self.leaving:
             for sentence in self.trail.explain():
                 logger.warning("%s", sentence)
-
-
-def _by_peer(addresses: list[str]) -> dict[PeerId, list[str]]:
-    grouped: dict[PeerId, list[str]] = {}
-    for address in addresses:
-        try:
-            grouped.setdefault(peer_of(address), []).append(address)
-        except ValueError as error:
-            raise Misconfigured(f"--bootstrap: {error}; pass an address as `mesh-bootstrap` prints it") from error
-    return grouped
-
-
-def _names(address: str, peer_id: PeerId) -> bool:
-    try:
-        return peer_of(address) == peer_id
-    except ValueError:
-        return False
-
-
-def _claims(sealed: SealedRecord, peer_id: PeerId) -> bool:
-    try:
-        return read_unchecked(sealed).peer_id == peer_id
-    except RecordError:
-        return False
