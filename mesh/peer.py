@@ -21,6 +21,7 @@ from mesh.best_links import BestLinks, Hands
 from mesh.dialler import MAX_DIALS, Dialler, Target
 from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
 from mesh.exchange import ASKS, MAX_RECORDS, Exchange
+from mesh.hearing import Hearing
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
 from mesh.messages.link import Heartbeat, Hello, Leave, Records
@@ -79,7 +80,8 @@ class Peer:
         self.trail = Trail()
         self.leaving = False
         self._transport = transport
-        self._discovery = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
+        ways = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
+        self._hearing = Hearing(ways, self.trail, self._sighted)
         self._bootstrap = by_peer(settings.bootstrap)
         self._load: dict[str, ModelLoad] = {}
         self._own = OwnRecord(settings)
@@ -94,7 +96,6 @@ class Peer:
         )
         self._dialler = Dialler(self._connect, self._link_of, self.trail, self._best.changed)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
-        self._hearing = trio.CancelScope()
         self._open_links = 0
         self._nursery: trio.Nursery | None = None
 
@@ -129,7 +130,8 @@ class Peer:
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
-            nursery.start_soon(self._hear_all)
+            nursery.start_soon(self._hearing.run, self)
+            nursery.start_soon(self._explain_isolation)
             if self._asks:
                 self.registry.subscribe(lambda _event: self._best.changed())
                 nursery.start_soon(self._best.run)
@@ -137,7 +139,6 @@ class Peer:
             for target in targets:
                 await target.tried.wait()
             task_status.started()
-            nursery.start_soon(self._explain_isolation)
 
     def announce(self, models: list[ModelEntry], load: dict[str, ModelLoad]) -> None:
         """Say what we serve and how busy it is. Never blocks; everybody linked hears at once when something important changed.
@@ -160,12 +161,18 @@ class Peer:
         """
         self.leaving = True
         self._dialler.stop()
-        self._hearing.cancel()
+        self._hearing.stop()
         with trio.move_on_after(FAREWELL_LIMIT):
             async with trio.open_nursery() as nursery:
                 for link in self.links.values():
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
+
+    def explain(self) -> list[str]:
+        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
+        if not self.links:
+            return self.trail.explain()
+        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
 
     # Our own record
 
@@ -367,38 +374,15 @@ class Peer:
         if peer_id != self.peer_id:
             self._dialler.want(self._nursery, peer_id, way, own, until)
 
-    async def _hear_all(self) -> None:
-        with self._hearing:
-            async with trio.open_nursery() as nursery:
-                for name, factory in self._discovery.items():
-                    nursery.start_soon(self._hear_by, name, factory)
-
-    async def _hear_by(self, name: str, factory: DiscoveryFactory) -> None:
-        self.trail.add(name, "the local network", "has heard of nobody yet")
-        try:
-            await factory(self).run(lambda sighting: self._sighted(name, sighting))
-        except MeshError as error:
-            self.trail.add(name, "the local network", error.message, code=error.code)
-            logger.warning("%s does not work: %s", name, error.message)
-        except Exception:
-            self.trail.add(name, "the local network", "it broke; the log says why", code="broken")
-            logger.exception("%s broke", name)
-
-    def _sighted(self, name: str, sighting: Sighting) -> None:
-        if sighting.peer_id == self.peer_id:
-            return
-        if sighting.mesh != self.mesh:
-            self.trail.add(name, sighting.peer_id, f"it is in mesh {sighting.mesh[:64]!r}, not {self.mesh!r}", code="other_mesh")
-            return
-        self.trail.add(name, "the local network", f"last heard of {sighting.role} {sighting.peer_id}")
+    def _sighted(self, way: str, sighting: Sighting) -> None:
         known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
         if self._asks and sighting.role == "node" and not known:
-            self._want(sighting.peer_id, name, list(sighting.addresses), trio.current_time() + RECORD_TTL)
+            self._want(sighting.peer_id, way, list(sighting.addresses), trio.current_time() + RECORD_TTL)
 
     async def _explain_isolation(self) -> None:
-        if self.role == "bootstrap" and not self._bootstrap:
-            return
         await trio.sleep(ISOLATED_AFTER)
-        if not self.links and not self.leaving:
-            for sentence in self.trail.explain():
+        if self.role == "bootstrap" and not self._bootstrap and not self.links:
+            logger.info("nobody came yet; pass the others one of: %s", " ".join(f"--bootstrap {one}" for one in self.addresses))
+        elif not self.leaving:
+            for sentence in self.explain():
                 logger.warning("%s", sentence)
