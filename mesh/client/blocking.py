@@ -68,7 +68,7 @@ class BlockingMeshClient:
             while (piece := self._call(lambda: anext(stream, None))) is not None:
                 yield piece
         finally:
-            self._call(stream.aclose)
+            self._call(lambda: manager.__aexit__(None, None, None))
 
     def _call(self, function: Callable[[], Awaitable[Result]]) -> Result:
         return trio.from_thread.run(function, trio_token=self._token)

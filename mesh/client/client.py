@@ -26,6 +26,7 @@ from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -80,7 +81,7 @@ class MeshClient:
         self._peer: Peer | None = None
         self._asking: Asking | None = None
         self._nursery: trio.Nursery | None = None
-        self._manager = trio.open_nursery()
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._resources = ExitStack()
 
     @classmethod
@@ -102,6 +103,7 @@ class MeshClient:
         try:
             self._peer = self._peer or self._open()
             self._asking = Asking(self._peer, self._patience)
+            self._manager = trio.open_nursery()
             self._nursery = await self._manager.__aenter__()
             await self._nursery.start(self._peer.run)
         except BaseException as error:
@@ -201,6 +203,7 @@ class MeshClient:
 
     async def _close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._nursery is not None
+        assert self._manager is not None
         self._nursery.cancel_scope.cancel()
         self._nursery = None
         try:
