@@ -8,6 +8,7 @@ import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
+from gateway import attempt, websocket
 from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
@@ -293,6 +294,19 @@ async def test_an_inference_in_one_piece_with_an_id_of_ours(opened, mesh, words)
         assert result["type"] == "inference_result"
         assert result["request_id"]
         assert (result["model"], result["task"], result["result"]["text"]) == ("m", "text-generation", "".join(words))
+
+
+async def test_an_answer_in_one_piece_has_a_bound(opened, mesh, monkeypatch):
+    monkeypatch.setattr(websocket, "MAX_REPLY_CHARACTERS", 50)
+    monkeypatch.setattr(attempt, "MAX_HELD_CHARACTERS", 20)
+    node = await mesh.node(endless)
+    async with opened() as client:
+        await client.infer("r1", stream=False)
+        failed = await client.until("inference_error", request_id="r1")
+        assert failed["error"]["code"] == "reply_too_large"
+        await mesh.until(lambda: len(node.cancelled) == 1)
+        await client.infer("r2", stream=False)
+        assert (await client.next())["type"] == "inference_result"
 
 
 @pytest.mark.parametrize(
