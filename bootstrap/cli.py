@@ -57,5 +57,5 @@ async def _leave(peer: Peer) -> None:
     await peer.leave()
     # Ending at once would reset the connections, which can take the word back before it is read.
     async with trio.open_nursery() as closing:
-        for link in list(peer.links.values()):
+        for link in peer.every_link:
             closing.start_soon(link.close, "the program stops")

@@ -88,7 +88,6 @@ class Peer:
         self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._dialler = Dialler(self._connect, self._link_of, self.trail)
-        self._direct = direct
         self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._hearing = trio.CancelScope()
@@ -115,6 +114,11 @@ class Peer:
         """Where others reach us: full multiaddrs, loopback first. Known once `run` has started."""
         return self._transport.addresses
 
+    @property
+    def every_link(self) -> list[Link]:
+        """Those in `links`, and those that only finish what runs on them."""
+        return self._upgrades.links
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
 
@@ -123,8 +127,7 @@ class Peer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._transport.run, self._accept)
-            if self._direct is not None:
-                await nursery.start(self._direct.run, self._accept)
+            await self._upgrades.listen(nursery, self._accept)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
@@ -283,7 +286,7 @@ class Peer:
         if known.dialled == new.dialled:
             return False
         if known.carrier != new.carrier:
-            return known.carrier == "direct"
+            return known.carrier == "direct" and self._upgrades.settling(known)
         return known.dialled == (self.peer_id < known.peer_id)
 
     def _install(self, link: Link) -> None:
@@ -346,8 +349,7 @@ class Peer:
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
         if self.role == "gateway" and view.record.role == "node":
-            way = "a record from " + source
-            self._want(view.peer_id, way, view.record.addresses, view.expires)
+            self._want(view.peer_id, "a record from " + source, view.record.addresses, view.expires)
 
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None

@@ -127,7 +127,7 @@ class Node:
             await self._service.idle()
             await self._ports.stopped.wait()
             async with trio.open_nursery() as nursery:
-                for link in list(peer.links.values()):
+                for link in peer.every_link:
                     # Closing writes what is queued: the last words of the answers.
                     nursery.start_soon(link.close, "the node stops")
         if scope.cancelled_caught:
