@@ -90,7 +90,6 @@ class Peer:
         self._own = OwnRecord(settings)
         self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
-        self._direct = direct
         self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
         self._best = BestLinks(
@@ -124,6 +123,11 @@ class Peer:
         """Where others reach us: full multiaddrs, loopback first. Known once `run` has started."""
         return self._transport.addresses
 
+    @property
+    def every_link(self) -> list[Link]:
+        """Those in `links`, and those that only finish what runs on them."""
+        return self._upgrades.links
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
 
@@ -132,8 +136,7 @@ class Peer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._transport.run, self._accept)
-            if self._direct is not None:
-                await nursery.start(self._direct.run, self._accept)
+            await self._upgrades.listen(nursery, self._accept)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
@@ -183,7 +186,7 @@ class Peer:
         if not self.leaving:
             await self.leave(reason)
         async with trio.open_nursery() as nursery:
-            for link in list(self.links.values()):
+            for link in self.every_link:
                 nursery.start_soon(link.close, reason)
 
     def explain(self) -> list[str]:
@@ -314,7 +317,7 @@ class Peer:
         if known.dialled == new.dialled:
             return False
         if known.carrier != new.carrier:
-            return known.carrier == "direct"
+            return known.carrier == "direct" and self._upgrades.settling(known)
         return known.dialled == (self.peer_id < known.peer_id)
 
     def _install(self, link: Link) -> None:
