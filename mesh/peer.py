@@ -1,6 +1,7 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
-1. A gateway dials every node it learns of; everybody keeps a link to each bootstrap address; two nodes need no link.
+1. A gateway dials whoever serves models: nodes, and gateways with foreign services. Everybody keeps a link to each bootstrap
+   address; two nodes need no link.
 2. Between two peers one link stays. Same `instance`: the one dialled by the smaller peer id, or the newer when one side dialled
    both. Another instance: the newer. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
@@ -109,6 +110,11 @@ class Peer:
     def addresses(self) -> list[str]:
         """Where others reach us: full multiaddrs, loopback first. Known once `run` has started."""
         return self._transport.addresses
+
+    @property
+    def sealed(self) -> SealedRecord:
+        """Our own record as it was issued last."""
+        return self._own.sealed
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
@@ -329,7 +335,7 @@ class Peer:
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
-        if self.role == "gateway" and view.record.role == "node":
+        if self.role == "gateway" and view.serves:
             way = "a record from " + source
             self._want(view.peer_id, way, view.record.addresses, view.expires)
 
@@ -363,7 +369,7 @@ class Peer:
             self.trail.add(name, sighting.peer_id, f"it is in mesh {sighting.mesh[:64]!r}, not {self.mesh!r}", code="other_mesh")
             return
         self.trail.add(name, "the local network", f"last heard of {sighting.role} {sighting.peer_id}")
-        if self.role == "gateway" and sighting.role == "node":
+        if self.role == "gateway" and sighting.role != "bootstrap":
             self._want(sighting.peer_id, name, list(sighting.addresses), trio.current_time() + RECORD_TTL)
 
     async def _explain_isolation(self) -> None:
