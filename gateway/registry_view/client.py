@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import msgspec
+import trio
 
 from gateway.registry_view.answer import Answer, error_text, estimated_tokens
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, NotFound, TimedOut, Unavailable
 from mesh.messages.inference import Accepted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from mesh.messages.inference import InferenceRequest
     from mesh.service import Emit
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 300.0
 """Dispatch has stricter limits; this one is for whoever asks without them."""
+LINGER_SECONDS = 0.5
+"""For the end of an answer that has said all: the connection can then be used again."""
 MAX_MODELS_BODY = 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
 MAX_REPLY = 8 * 1024 * 1024
@@ -115,21 +118,45 @@ class ForeignClient:
 
 
 async def _follow(response: httpx2.Response, answer: Answer) -> None:
-    async for data in response.aiter_bytes():
+    def take(data: bytes) -> bool:
         answer.feed(data)
-        if answer.complete:
-            return
+        return answer.complete
+
+    await _pour(response, take)
 
 
 async def _read(response: httpx2.Response, limit: int, *, cut: bool = False) -> bytes:
     body = bytearray()
-    async for data in response.aiter_bytes():
-        body += data
-        if len(body) > limit:
-            if cut:
-                break
+
+    def take(data: bytes) -> bool:
+        body.extend(data)
+        if len(body) > limit and not cut:
             raise BackendFailed(f"the service answered with more than {limit} bytes", code="bad_answer")
+        return len(body) > limit
+
+    await _pour(response, take)
     return bytes(body[:limit])
+
+
+async def _pour(response: httpx2.Response, take: Callable[[bytes], bool]) -> None:
+    """Hand every piece of the body to `take` until it says that it has enough; the connection then gets LINGER_SECONDS to end.
+
+    Stopping early cancels the reading instead of leaving the loop: the library's generators would stay behind half read.
+    """
+    enough, failure = False, None
+    with trio.CancelScope() as scope:
+        async for data in response.aiter_bytes():
+            if enough:
+                continue
+            try:
+                enough = take(data)
+            except MeshError as error:
+                enough, failure = True, error
+                scope.cancel()
+            if enough:
+                scope.deadline = trio.current_time() + LINGER_SECONDS
+    if failure is not None:
+        raise failure
 
 
 def _path(request: InferenceRequest) -> str:

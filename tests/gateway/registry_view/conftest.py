@@ -154,6 +154,18 @@ async def foreign(double, nursery):
 
 
 @pytest.fixture
+def eventually():
+    """Wait until an async condition holds."""
+
+    async def wait(condition: Callable[[], Any]) -> None:
+        with trio.fail_after(20):
+            while not await condition():  # noqa: ASYNC110 - the conditions are of many kinds
+                await trio.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
 def texts():
     return TEXTS
 
