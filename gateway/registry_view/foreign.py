@@ -165,7 +165,7 @@ class ForeignServices:
 
     def load(self) -> dict[str, ModelLoad]:
         """How busy they are, by model."""
-        return offers.load(self.services.values())
+        return offers.load(self.services.values(), self.entries())
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on one of them. Raises MeshError."""
@@ -184,7 +184,7 @@ class ForeignServices:
             return "its supervisor says that it is down"
         if registration.routable:
             models = await self._client.models(registration.base)
-            service.models = models[:MAX_MODELS]
+            service.lists(models[:MAX_MODELS])
         elif not await self._client.healthy(f"{registration.base}/health"):
             return "its /health says that it is down"
         return ""

@@ -43,6 +43,7 @@ class ForeignService:
     last_heartbeat: str = field(default_factory=clock.now)
     beaten_at: float = field(default_factory=trio.current_time)
     models: list[ForeignModel] = field(default_factory=list)
+    model_ids: frozenset[str] = frozenset()
     answered: bool | None = None
     """What the last probe saw; None before the first."""
     problem: str = ""
@@ -89,6 +90,11 @@ class ForeignService:
         """A request was answered."""
         self.success_count += 1
         self.seconds += seconds
+
+    def lists(self, models: list[ForeignModel]) -> None:
+        """What it serves, as it just said."""
+        self.models = models
+        self.model_ids = frozenset(model.id for model in models)
 
     def beat(self) -> None:
         """It was heard of."""

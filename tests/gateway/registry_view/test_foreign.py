@@ -6,6 +6,7 @@ import trio.testing
 
 from gateway.registry_view import foreign as module
 from gateway.registry_view.foreign import MAX_SERVICES, ForeignServices
+from gateway.registry_view.offers import MAX_OFFERED
 from gateway.registry_view.requests import MAX_IN_FLIGHT
 from gateway.registry_view.store import ServiceStore
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, NotFound, Unavailable
@@ -154,6 +155,20 @@ async def test_models_of_one_service_are_bounded(autojump_clock, foreign, double
     await foreign.register(registration())
     await settled(foreign)
     assert len(foreign.entries()) == module.MAX_MODELS
+
+
+async def test_models_of_all_services_together_are_bounded_and_the_healthy_ones_come_first(
+    autojump_clock, foreign, double, registration
+):
+    for number in range(20):
+        double.models_of[f"http://s{number}:8000"] = [f"m-{number}-{index}" for index in range(60)]
+        await foreign.register(registration(f"s{number}"))
+    for number in range(20):
+        await settled(foreign, f"s{number}")
+    await foreign.beat("s0", "stopped")
+    offered = foreign.entries()
+    assert len(offered) == len(foreign.load()) == MAX_OFFERED
+    assert {entry.state for entry in offered} == {"ready"}
 
 
 # Requests
