@@ -215,6 +215,9 @@ class ForeignServices:
     async def _probe_in_turn(self, service: ForeignService) -> None:
         async with self._probes:
             await self.probe(service)
+        if service.probe_at == math.inf:
+            # It waited for somebody else's probe, and that one was given up.
+            self._probe_soon(service)
 
     async def _purge(self, service: ForeignService) -> None:
         if self.services.get(service.name) is service:

@@ -117,6 +117,17 @@ async def test_a_probe_is_bounded_and_runs_once_however_many_ask(autojump_clock,
     assert service.health == "unhealthy"
 
 
+async def test_a_probe_that_is_given_up_does_not_stop_the_others(autojump_clock, foreign, double, registration):
+    double.slow.add("http://far:8000")
+    async with trio.open_nursery() as asker:
+        service = await foreign.register(registration())
+        asker.start_soon(foreign.probe, service)
+        await trio.sleep(1)
+        asker.cancel_scope.cancel()
+    double.slow.clear()
+    assert (await settled(foreign)).is_healthy
+
+
 async def test_the_supervisors_word_is_asked_every_minute(autojump_clock, foreign, double, registration):
     await foreign.register(registration(metadata={"type": "openai-api", "parent_service": "X"}))
     await settled(foreign)
