@@ -2,8 +2,8 @@
 
 1. Who asks (a gateway, a client) dials the best of those that serve models: nodes, and gateways with foreign services. Everybody
    keeps a link to each bootstrap address; two nodes need no link.
-2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
-   that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
+2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else a direct one, unless it is old
+   and the other side dials anew; else the smaller peer id's. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
 4. An open mesh takes peers from loopback, link-local and private addresses only.
 """

@@ -128,7 +128,7 @@ class Asking:
 class _Attempt:
     """One node's try at a request. `Accepted` is held back until there is an answer, so that only one is seen."""
 
-    def __init__(self, link: Link, emit: Emit, patience: Patience, *, number: int) -> None:
+    def __init__(self, link: Link | Loopback, emit: Emit, patience: Patience, *, number: int) -> None:
         self._link = link
         self._emit = emit
         self._patience = patience
@@ -171,7 +171,7 @@ def _may_retry(error: MeshError) -> bool:
     return error.retriable or error.code in _OUT_OF_DATE
 
 
-def _interrupted(error: MeshError, link: Link) -> MeshError:
+def _interrupted(error: MeshError, link: Link | Loopback) -> MeshError:
     return BackendFailed(
         f"{link.peer_id} was lost in the middle of the answer ({error.code}); send the request again", code="stream_interrupted"
     )
