@@ -19,17 +19,17 @@ def peer_of(address: str) -> PeerId:
 
 
 def names(address: str, peer_id: PeerId) -> bool:
-    """True when the full multiaddr is one of this peer."""
+    """True when `address` is a full multiaddr of this peer."""
     try:
         return peer_of(address) == peer_id
     except ValueError:
         return False
 
 
-def by_peer(bootstrap: list[str]) -> dict[PeerId, list[str]]:
-    """Bootstrap addresses, grouped by whose they are. Raises Misconfigured for one that is none."""
+def by_peer(addresses: list[str]) -> dict[PeerId, list[str]]:
+    """What --bootstrap gave, grouped by peer. Raises Misconfigured."""
     grouped: dict[PeerId, list[str]] = {}
-    for address in bootstrap:
+    for address in addresses:
         try:
             grouped.setdefault(peer_of(address), []).append(address)
         except ValueError as error:

@@ -1,8 +1,8 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
 1. Who asks (a gateway, a client) dials the best nodes of each model; everybody keeps a link to each bootstrap address.
-2. Between two peers one link stays. Same `instance`: the one dialled by the smaller peer id, or the newer when one side dialled
-   both. Another instance: the newer. `links` holds the one that stays; the other ends once it is idle.
+2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
+   that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
 4. An open mesh takes peers from loopback, link-local and private addresses only.
 """
@@ -24,13 +24,14 @@ from mesh.exchange import ASKS, MAX_RECORDS, Exchange
 from mesh.hearing import Hearing
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
-from mesh.messages.link import Heartbeat, Hello, Leave, Records
+from mesh.messages.link import Drained, Heartbeat, Hello, Leave, Records, Upgrade, UpgradeOffer
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL
 from mesh.registry import Registry
 from mesh.sightings import mdns
 from mesh.trail import Trail
+from mesh.upgrade import Upgrades
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from mesh.service import InferenceService
     from mesh.sightings import DiscoveryFactory, Sighting
     from mesh.transport.base import Channel, Transport
+    from mesh.transport.direct import DirectTransport
 
 MAX_LINKS = 2_048
 MAX_ADDRESSES = 16
@@ -70,8 +72,9 @@ class Peer:
         service: InferenceService | None = None,
         *,
         discovery: Mapping[str, DiscoveryFactory] | None = None,
+        direct: DirectTransport | None = None,
     ) -> None:
-        """`discovery` adds ways of hearing, by name. Raises Misconfigured for a bootstrap address that is none."""
+        """`discovery`: more ways of hearing; `direct`: what links move to. Raises Misconfigured for a bad bootstrap address."""
         self.settings = settings
         self.identity = settings.identity
         self.instance = secrets.token_hex(8)
@@ -88,13 +91,12 @@ class Peer:
         self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
-        self._best = BestLinks(
-            self.registry,
-            Hands(dial=self._dial_node, drop=self._drop_node, state=self._dial_state),
-            own=settings.identity.peer_id,
-            limit=settings.links_per_model,
-        )
-        self._dialler = Dialler(self._connect, self._link_of, self.trail, self._best.changed)
+        self._dialler = Dialler(self._connect, self._link_of, self.trail, lambda: self._best.changed())
+        close = lambda link: self._start(link.close, "enough other nodes serve the same models")  # noqa: E731
+        hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close)
+        self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
+        self._direct = direct
+        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._open_links = 0
         self._nursery: trio.Nursery | None = None
@@ -127,6 +129,8 @@ class Peer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._transport.run, self._accept)
+            if self._direct is not None:
+                await nursery.start(self._direct.run, self._accept)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
@@ -143,7 +147,7 @@ class Peer:
     def announce(self, models: list[ModelEntry], load: dict[str, ModelLoad]) -> None:
         """Say what we serve and how busy it is. Never blocks; everybody linked hears at once when something important changed.
 
-        Raises Misconfigured when the record gets over 4 KiB.
+        Raises Misconfigured when the record gets too large.
         """
         states_changed = {name: one.state for name, one in load.items()} != {name: one.state for name, one in self._load.items()}
         self._load = dict(load)
@@ -174,10 +178,22 @@ class Peer:
             return self.trail.explain()
         return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
 
+    async def close(self, reason: str = "the program stops") -> None:
+        """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
+
+        Blocks for as long as Link.close may.
+        """
+        if not self.leaving:
+            await self.leave(reason)
+        async with trio.open_nursery() as nursery:
+            for link in list(self.links.values()):
+                nursery.start_soon(link.close, reason)
+
     # Our own record
 
     def _hello(self) -> Hello:
-        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=[ASKS] if self._asks else [])
+        features = [*self._upgrades.features, *([ASKS] if self._asks else [])]
+        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
         """A new record, to everybody linked."""
@@ -219,6 +235,7 @@ class Peer:
             logger.info("no link from %s at %s: %s", channel.peer_id, channel.remote_address, error.message)
 
     def _accepted(self, link: Link) -> None:
+        self._upgrades.up(link)
         self._settle(link)
         self.trail.add("inbound", link.peer_id, "is linked", found=True)
 
@@ -231,7 +248,7 @@ class Peer:
 
         async with self._dials:
             channel = await self._transport.dial(target.addresses)
-        await self._live(channel, dialled=True, up=up)
+        await self._upgrades.attend(channel, up)
 
     async def _live(self, channel: Channel, *, dialled: bool, up: Callable[[Link], None]) -> None:
         """Run a link from its channel to its end. Raises MeshError when it is refused or says no hello."""
@@ -286,23 +303,29 @@ class Peer:
         elif self._stays(known, link):
             self._start(self._retire, link)
         else:
+            link.load = link.load or dict(known.load)
             self._install(link)
-            self._start(self._retire, known)
+            self._start(self._upgrades.drain if link.carrier == "direct" != known.carrier else self._retire, known)
 
     def _stays(self, known: Link, new: Link) -> bool:
-        return known.dialled != new.dialled and known.dialled == (self.peer_id < known.peer_id)
+        if known.dialled == new.dialled:
+            return False
+        if known.carrier != new.carrier:
+            return known.carrier == "direct"
+        return known.dialled == (self.peer_id < known.peer_id)
 
     def _install(self, link: Link) -> None:
         self.links[link.peer_id] = link
         self.registry.linked(link)
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
         self._exchange.greet(link)
-        logger.info("linked with %s %s (%s)", link.record.role, link.record.name, link.peer_id)
+        logger.info("linked with %s %s (%s) over %s", link.record.role, link.record.name, link.peer_id, link.carrier)
 
     def _gone(self, link: Link) -> None:
         if self.links.get(link.peer_id) is link:
             del self.links[link.peer_id]
             logger.info("the link to %s ended: %s", link.peer_id, link.reason or "our side stopped")
+        self._upgrades.gone(link)
         self.registry.unlinked(link)
 
     async def _retire(self, link: Link) -> None:
@@ -329,6 +352,8 @@ class Peer:
                 logger.info("%s leaves the mesh: %.200s", link.peer_id, message.reason)
                 self.registry.forget(link.peer_id, message.reason[:200])
                 self._dialler.drop(link.peer_id)
+            case Upgrade() | UpgradeOffer() | Drained():
+                self._upgrades.hear(link, message)
             case _:
                 pass
 
@@ -356,23 +381,10 @@ class Peer:
     def _dial_node(self, view: PeerView) -> None:
         self._want(view.peer_id, "a record", view.record.addresses, view.expires)
 
-    def _drop_node(self, peer_id: PeerId) -> bool:
-        link = self.links.get(peer_id)
-        if (link is not None and not link.dialled) or not self._dialler.drop(peer_id):
-            return False
-        if link is not None:
-            self._start(link.close, "enough other nodes serve the same models")
-        return True
-
-    def _dial_state(self, peer_id: PeerId) -> tuple[bool, bool]:
-        target = self._dialler.target(peer_id)
-        return target is not None, target is not None and target.failing
-
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        own = [address for address in addresses if names(address, peer_id)]
         if peer_id != self.peer_id:
-            self._dialler.want(self._nursery, peer_id, way, own, until)
+            self._dialler.want(self._nursery, peer_id, way, [one for one in addresses if names(one, peer_id)], until)
 
     def _sighted(self, way: str, sighting: Sighting) -> None:
         known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
