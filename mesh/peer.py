@@ -91,15 +91,12 @@ class Peer:
         self._own = OwnRecord(settings)
         self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
-        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
-        self._best = BestLinks(
-            self.registry,
-            Hands(dial=self._dial_node, drop=self._drop_node, state=self._dial_state),
-            own=settings.identity.peer_id,
-            limit=settings.links_per_model,
-        )
-        self._dialler = Dialler(self._connect, self._link_of, self.trail, self._best.changed)
+        self._dialler = Dialler(self._connect, self._link_of, self.trail, lambda: self._best.changed())
+        close = lambda link: self._start(link.close, "enough other nodes serve the same models")  # noqa: E731
+        hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close)
+        self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
+        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._open_links = 0
         self._nursery: trio.Nursery | None = None
@@ -184,6 +181,12 @@ class Peer:
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
 
+    def explain(self) -> list[str]:
+        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
+        if not self.links:
+            return self.trail.explain()
+        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
+
     async def close(self, reason: str = "the program stops") -> None:
         """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
 
@@ -195,16 +198,10 @@ class Peer:
             for link in self.every_link:
                 nursery.start_soon(link.close, reason)
 
-    def explain(self) -> list[str]:
-        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
-        if not self.links:
-            return self.trail.explain()
-        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
-
     # Our own record
 
     def _hello(self) -> Hello:
-        features = [*self._upgrades.features, ASKS] if self._asks else self._upgrades.features
+        features = [*self._upgrades.features, *([ASKS] if self._asks else [])]
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
@@ -393,23 +390,10 @@ class Peer:
     def _dial_node(self, view: PeerView) -> None:
         self._want(view.peer_id, "a record", view.record.addresses, view.expires)
 
-    def _drop_node(self, peer_id: PeerId) -> bool:
-        link = self.links.get(peer_id)
-        if (link is not None and not link.dialled) or not self._dialler.drop(peer_id):
-            return False
-        if link is not None:
-            self._start(link.close, "enough other nodes serve the same models")
-        return True
-
-    def _dial_state(self, peer_id: PeerId) -> tuple[bool, bool]:
-        target = self._dialler.target(peer_id)
-        return target is not None, target is not None and target.failing
-
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        own = [address for address in addresses if names(address, peer_id)]
         if peer_id != self.peer_id:
-            self._dialler.want(self._nursery, peer_id, way, own, until)
+            self._dialler.want(self._nursery, peer_id, way, [one for one in addresses if names(one, peer_id)], until)
 
     def _sighted(self, way: str, sighting: Sighting) -> None:
         known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
