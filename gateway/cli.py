@@ -62,6 +62,7 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         mesh=config.mesh,
         bootstrap=config.bootstrap,
         mdns=config.mdns,
+        links_per_model=config.links_per_model,
     )
     direct = DirectTransport(program.identity, config.listen) if config.direct else None
     return Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
