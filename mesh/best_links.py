@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mesh.identity import PeerId
     from mesh.link import Link
+    from mesh.loopback import Loopback
     from mesh.registry import PeerView, Registry
 
 LINKS_PER_MODEL = 64
@@ -143,7 +144,7 @@ class BestLinks:
             self._hands.dial(self._registry.peers[peer_id])
 
     def _nodes(self) -> list[Known]:
-        return [self._known(view) for view in self._registry.peers.values() if view.record.role == "node"]
+        return [self._known(view) for view in self._registry.peers.values() if view.serves and view.peer_id != self._own]
 
     def _known(self, view: PeerView) -> Known:
         dialling, failing = self._hands.state(view.peer_id)
@@ -160,5 +161,5 @@ class BestLinks:
         )
 
 
-def _idle(link: Link | None) -> bool:
+def _idle(link: Link | Loopback | None) -> bool:
     return link is None or not (link.in_flight or link.serving)

@@ -1,6 +1,7 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
-1. Who asks (a gateway, a client) dials the best nodes of each model; everybody keeps a link to each bootstrap address.
+1. Who asks (a gateway, a client) dials the best of those that serve models: nodes, and gateways with foreign services. Everybody
+   keeps a link to each bootstrap address; two nodes need no link.
 2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
    that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
@@ -127,6 +128,11 @@ class Peer:
     def every_link(self) -> list[Link]:
         """Those in `links`, and those that only finish what runs on them."""
         return self._upgrades.links
+
+    @property
+    def sealed(self) -> SealedRecord:
+        """Our own record as it was issued last."""
+        return self._own.sealed
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
@@ -379,7 +385,7 @@ class Peer:
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
-        if self._asks and view.record.role == "node":
+        if self._asks and view.serves:
             self._best.changed()
             if self._dialler.target(view.peer_id) is not None:
                 self._dial_node(view)
@@ -407,7 +413,7 @@ class Peer:
 
     def _sighted(self, way: str, sighting: Sighting) -> None:
         known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
-        if self._asks and sighting.role == "node" and not known:
+        if self._asks and sighting.role in ("node", "gateway") and not known:
             self._want(sighting.peer_id, way, list(sighting.addresses), trio.current_time() + RECORD_TTL)
 
     async def _explain_isolation(self) -> None:

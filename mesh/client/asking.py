@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mesh.identity import PeerId
     from mesh.link import Link
+    from mesh.loopback import Loopback
     from mesh.messages.inference import Event, InferenceRequest
     from mesh.peer import Peer
     from mesh.service import Emit
@@ -117,7 +118,7 @@ class Asking:
             code="model_unavailable",
         )
 
-    def _next(self, request: InferenceRequest, tried: list[PeerId] | tuple[()]) -> Link | None:
+    def _next(self, request: InferenceRequest, tried: list[PeerId] | tuple[()]) -> Link | Loopback | None:
         nodes = (view for view in self._registry.nodes(request.model) if view.peer_id not in tried)
         offers = (offer_of(view, request.model, request.task) for view in nodes)
         ranked = best_first(offer for offer in offers if offer is not None)
