@@ -20,7 +20,6 @@ import msgspec
 import trio
 
 from bootstrap.remote import Gateway
-from mesh.client import MeshClient, Patience
 from mesh.config.addresses import check_dial_address
 from mesh.discovery.mdns import Mdns
 from mesh.errors import MeshError
@@ -206,6 +205,9 @@ async def _dial(address: str) -> None:
 
 async def _mesh(settings: DoctorSettings) -> Finding:
     """Join the mesh for a moment, as a client would, and tell who is there or why nobody is."""
+    # Late, for the same reason as above.
+    from mesh.client import MeshClient, Patience
+
     mesh = "default" if settings.mesh is None else settings.mesh
     try:
         async with MeshClient(bootstrap=settings.bootstrap, mesh=mesh, patience=Patience(find=JOIN_LIMIT)) as client:

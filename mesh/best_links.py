@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mesh.dialler import Dialler
     from mesh.identity import PeerId
     from mesh.link import Link
+    from mesh.loopback import Loopback
     from mesh.registry import PeerView, Registry
 
 LINKS_PER_MODEL = 64
@@ -96,8 +97,8 @@ class Hands:
 
     dialler: Dialler
     dial: Callable[[PeerView], None]
-    close: Callable[[Link], None]
-    """End a link that nobody needs. Never blocks."""
+    close: Callable[[PeerId], None]
+    """End the link to a peer that nobody needs. Never blocks."""
 
 
 class BestLinks:
@@ -142,7 +143,7 @@ class BestLinks:
         if not _idle(link) or (link is not None and not link.dialled) or not self._hands.dialler.drop(view.peer_id):
             return False
         if link is not None:
-            self._hands.close(link)
+            self._hands.close(view.peer_id)
         return True
 
     def _dial(self, chosen: Iterable[PeerId]) -> None:
@@ -151,7 +152,7 @@ class BestLinks:
             self._hands.dial(self._registry.peers[peer_id])
 
     def _nodes(self) -> list[Known]:
-        return [self._known(view) for view in self._registry.peers.values() if view.record.role == "node"]
+        return [self._known(view) for view in self._registry.peers.values() if view.serves and view.peer_id != self._own]
 
     def _known(self, view: PeerView) -> Known:
         target = self._hands.dialler.target(view.peer_id)
@@ -168,5 +169,5 @@ class BestLinks:
         )
 
 
-def _idle(link: Link | None) -> bool:
+def _idle(link: Link | Loopback | None) -> bool:
     return link is None or not (link.in_flight or link.serving)

@@ -1,8 +1,9 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
-1. Who asks (a gateway, a client) dials the best nodes of each model; everybody keeps a link to each bootstrap address.
-2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
-   that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
+1. Who asks (a gateway, a client) dials the best of those that serve models: nodes, and gateways with foreign services. Everybody
+   keeps a link to each bootstrap address; two nodes need no link.
+2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else a direct one, unless it is old
+   and the other side dials anew; else the smaller peer id's. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
 4. An open mesh takes peers from loopback, link-local and private addresses only.
 """
@@ -90,13 +91,12 @@ class Peer:
         self._own = OwnRecord(settings)
         self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
+        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
         self._dialler = Dialler(self._connect, self._link_of, self.trail, lambda: self._best.changed())
-        close = lambda link: self._start(link.close, "enough other nodes serve the same models")  # noqa: E731
+        close = lambda peer_id: self._start(self.links[peer_id].close, "others serve the same")  # noqa: E731
         hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close)
         self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
-        self._direct = direct
-        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._open_links = 0
         self._nursery: trio.Nursery | None = None
@@ -121,6 +121,16 @@ class Peer:
         """Where others reach us: full multiaddrs, loopback first. Known once `run` has started."""
         return self._transport.addresses
 
+    @property
+    def every_link(self) -> list[Link]:
+        """Those in `links`, and those that only finish what runs on them."""
+        return self._upgrades.links
+
+    @property
+    def sealed(self) -> SealedRecord:
+        """Our own record as it was issued last."""
+        return self._own.sealed
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
 
@@ -129,8 +139,7 @@ class Peer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._transport.run, self._accept)
-            if self._direct is not None:
-                await nursery.start(self._direct.run, self._accept)
+            await self._upgrades.listen(nursery, self._accept)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
@@ -172,12 +181,6 @@ class Peer:
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
 
-    def explain(self) -> list[str]:
-        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
-        if not self.links:
-            return self.trail.explain()
-        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
-
     async def close(self, reason: str = "the program stops") -> None:
         """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
 
@@ -186,13 +189,19 @@ class Peer:
         if not self.leaving:
             await self.leave(reason)
         async with trio.open_nursery() as nursery:
-            for link in list(self.links.values()):
+            for link in self.every_link:
                 nursery.start_soon(link.close, reason)
+
+    def explain(self) -> list[str]:
+        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
+        if not self.links:
+            return self.trail.explain()
+        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
 
     # Our own record
 
     def _hello(self) -> Hello:
-        features = [*self._upgrades.features, *([ASKS] if self._asks else [])]
+        features = [*self._upgrades.features, ASKS] if self._asks else self._upgrades.features
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
@@ -311,7 +320,7 @@ class Peer:
         if known.dialled == new.dialled:
             return False
         if known.carrier != new.carrier:
-            return known.carrier == "direct"
+            return known.carrier == "direct" and self._upgrades.settling(known)
         return known.dialled == (self.peer_id < known.peer_id)
 
     def _install(self, link: Link) -> None:
@@ -373,7 +382,7 @@ class Peer:
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
-        if self._asks and view.record.role == "node":
+        if self._asks and view.serves:
             self._best.changed()
             if self._dialler.target(view.peer_id) is not None:
                 self._dial_node(view)
@@ -388,7 +397,7 @@ class Peer:
 
     def _sighted(self, way: str, sighting: Sighting) -> None:
         known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
-        if self._asks and sighting.role == "node" and not known:
+        if self._asks and sighting.role in ("node", "gateway") and not known:
             self._want(sighting.peer_id, way, list(sighting.addresses), trio.current_time() + RECORD_TTL)
 
     async def _explain_isolation(self) -> None:
