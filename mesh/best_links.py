@@ -98,8 +98,8 @@ class Hands:
 
     dialler: Dialler
     dial: Callable[[PeerView], None]
-    close: Callable[[Link], None]
-    """End a link that nobody needs. Never blocks."""
+    close: Callable[[PeerId], None]
+    """End the link to a peer that nobody needs. Never blocks."""
 
 
 class BestLinks:
@@ -149,7 +149,7 @@ class BestLinks:
         ):
             return False
         if link is not None:
-            self._hands.close(link)
+            self._hands.close(view.peer_id)
         return True
 
     def _dial(self, chosen: Iterable[PeerId]) -> None:

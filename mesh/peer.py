@@ -93,7 +93,7 @@ class Peer:
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
         self._dialler = Dialler(self._connect, self._link_of, self.trail, lambda: self._best.changed())
-        close = lambda link: self._start(link.close, "enough other nodes serve the same models")  # noqa: E731
+        close = lambda peer_id: self._start(self.links[peer_id].close, "others serve the same")  # noqa: E731
         hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close)
         self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
         self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
@@ -201,7 +201,7 @@ class Peer:
     # Our own record
 
     def _hello(self) -> Hello:
-        features = [*self._upgrades.features, *([ASKS] if self._asks else [])]
+        features = [*self._upgrades.features, ASKS] if self._asks else self._upgrades.features
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:

@@ -136,7 +136,7 @@ async def test_sampled_text_is_the_same_on_two_nodes_alone_and_in_a_full_batch(f
     others: list[str] = []
     async with trio.open_nursery() as nursery:
         for seed in range(15):
-            nursery.start_soon(ask, urls[0], {**asked, "seed": 100 + seed, "max_tokens": 80}, others)
+            nursery.start_soon(ask, urls[0], {**asked, "seed": 100 + seed, "max_tokens": 80, "temperature": 1.5}, others)
         nursery.start_soon(ask, urls[0], asked, texts)
     assert len(texts) == 3
     assert len(set(texts)) == 1
