@@ -35,9 +35,10 @@ async def serve(program: Program, config: BootstrapConfig) -> None:
         identity=program.identity,
         role="bootstrap",
         name=program.name,
-        mesh=config.mesh,
-        bootstrap=config.bootstrap,
+        mesh=program.access.mesh,
+        bootstrap=program.access.bootstrap,
         mdns=config.mdns,
+        access=program.access,
         hardware=Hardware(),
         ports={},
     )

@@ -57,9 +57,10 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         identity=program.identity,
         role="gateway",
         name=program.name,
-        mesh=config.mesh,
-        bootstrap=config.bootstrap,
+        mesh=program.access.mesh,
+        bootstrap=program.access.bootstrap,
         mdns=config.mdns,
+        access=program.access,
     )
     return Peer(settings, Libp2pTransport(program.identity, config.listen))
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
+from mesh.errors import Misconfigured
 from mesh.identity import PeerId, public_key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def peer_of(address: str) -> PeerId:
@@ -15,6 +20,25 @@ def peer_of(address: str) -> PeerId:
         raise ValueError(f"{address[:200]!r} does not end in /p2p/<peer id>")
     public_key_of(peer_id)
     return PeerId(peer_id)
+
+
+def is_of(address: str, peer_id: PeerId) -> bool:
+    """True when a full multiaddr names this peer."""
+    try:
+        return peer_of(address) == peer_id
+    except ValueError:
+        return False
+
+
+def by_peer(addresses: Sequence[str]) -> dict[PeerId, list[str]]:
+    """Bootstrap addresses by the peer that they name. Raises Misconfigured for one that names none."""
+    grouped: dict[PeerId, list[str]] = {}
+    for address in addresses:
+        try:
+            grouped.setdefault(peer_of(address), []).append(address)
+        except ValueError as error:
+            raise Misconfigured(f"--bootstrap: {error}; pass an address as `mesh-bootstrap` prints it") from error
+    return grouped
 
 
 def is_near(address: str) -> bool:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mesh.access import REFUSALS
 from mesh.backoff import Backoff
 from mesh.errors import Conflict, Denied, MeshError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from mesh.identity import PeerId
     from mesh.link import Link
@@ -43,6 +44,8 @@ class Target:
     news: trio.Event = field(default_factory=trio.Event)
     tried: trio.Event = field(default_factory=trio.Event)
     backoff: Backoff = field(default_factory=Backoff)
+    refusal: Denied | None = None
+    """Why the last try was refused, if it was."""
 
     @property
     def label(self) -> str:
@@ -74,6 +77,12 @@ class Dialler:
         for target in self._targets.values():
             target.news.set()
 
+    def retry(self) -> None:
+        """Try everybody again soon: what made others refuse us may be gone."""
+        for target in self._targets.values():
+            target.backoff.reset()
+            target.news.set()
+
     def drop(self, peer_id: PeerId) -> None:
         """Nobody vouches for this peer any more."""
         target = self._targets.get(peer_id)
@@ -90,11 +99,20 @@ class Dialler:
             self._targets[peer_id] = target = Target(peer_id, way, list(addresses), until)
             nursery.start_soon(self._keep, target)
 
-    def hold(self, nursery: trio.Nursery, peer_id: PeerId, addresses: Sequence[str]) -> Target:
-        """Keep a link to a bootstrap peer for ever. The target's `tried` is set once it was tried."""
-        self._targets[peer_id] = target = Target(peer_id, "bootstrap", list(addresses))
-        nursery.start_soon(self._keep, target)
-        return target
+    async def hold(self, nursery: trio.Nursery, bootstrap: Mapping[PeerId, Sequence[str]]) -> None:
+        """Keep links to the bootstrap peers for ever. Returns once each was tried.
+
+        Raises Denied when none took us and one refused us in a way that only an operator can change.
+        """
+        targets = [Target(peer_id, "bootstrap", list(addresses)) for peer_id, addresses in bootstrap.items()]
+        for target in targets:
+            self._targets[target.peer_id] = target
+            nursery.start_soon(self._keep, target)
+        for target in targets:
+            await target.tried.wait()
+        refusals = [target.refusal for target in targets if target.refusal and target.refusal.code in REFUSALS]
+        if refusals and not any(self._link_of(target.peer_id) for target in targets):
+            raise refusals[0]
 
     def _refresh(self, target: Target, addresses: Sequence[str], until: float) -> None:
         if target.until is None:
@@ -127,12 +145,14 @@ class Dialler:
 
     async def _try(self, target: Target) -> None:
         began = trio.current_time()
+        target.refusal = None
         try:
             await self._connect(target)
         except Conflict as error:
             if error.code != "duplicate":
                 self._failed(target, error, for_long=True)
         except Denied as error:
+            target.refusal = error
             self._failed(target, error, for_long=True)
         except MeshError as error:
             self._failed(target, error, for_long=False)

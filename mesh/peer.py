@@ -4,7 +4,8 @@
 2. Between two peers one link stays. Same `instance`: the one dialled by the smaller peer id, or the newer when one side dialled
    both. Another instance: the newer. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
-4. An open mesh takes peers from loopback, link-local and private addresses only.
+4. An open mesh takes peers from loopback, link-local and private addresses only; a private one whoever proves its key.
+5. A bootstrap peer that refuses us at the start, for the key or by a list, ends `run`, unless another one took us.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.addresses import is_near, peer_of
+from mesh.addresses import by_peer, is_near, is_of
 from mesh.dialler import MAX_DIALS, Dialler, Target
 from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
 from mesh.exchange import MAX_RECORDS, Exchange
+from mesh.key_spread import KeySpread
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
-from mesh.messages.link import Heartbeat, Hello, Leave, Records
+from mesh.messages.link import Heartbeat, Hello, Keys, Leave, Records
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL, RecordError, read_unchecked
@@ -79,12 +81,20 @@ class Peer:
         self.leaving = False
         self._transport = transport
         self._discovery = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
-        self._bootstrap = _by_peer(settings.bootstrap)
+        self._bootstrap = by_peer(settings.bootstrap)
         self._load: dict[str, ModelLoad] = {}
         self._own = OwnRecord(settings)
-        self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
+        self._side = LinkSide(
+            hello=self._hello,
+            credentials=settings.credentials,
+            service=service,
+            load=lambda: self._load,
+            admit=self._admit,
+            heard=self._hear,
+        )
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._dialler = Dialler(self._connect, self._link_of, self.trail)
+        self._keys = KeySpread(settings.access.keyring, self.links.values, self._dialler.retry)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._hearing = trio.CancelScope()
         self._open_links = 0
@@ -113,7 +123,7 @@ class Peer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
 
-        Raises Misconfigured when a listener cannot be bound.
+        Raises Misconfigured when a listener cannot be bound, Denied by rule 5.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -121,10 +131,9 @@ class Peer:
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._keys.run)
             nursery.start_soon(self._hear_all)
-            targets = [self._dialler.hold(nursery, peer_id, addresses) for peer_id, addresses in self._bootstrap.items()]
-            for target in targets:
-                await target.tried.wait()
+            await self._dialler.hold(nursery, self._bootstrap)
             task_status.started()
             nursery.start_soon(self._explain_isolation)
 
@@ -210,6 +219,8 @@ class Peer:
             target.tried.set()
             self.trail.add(target.way, target.label, "is linked", found=True)
 
+        if (objection := self.settings.access.objection(target.peer_id)) is not None:
+            raise objection
         async with self._dials:
             channel = await self._transport.dial(target.addresses)
         await self._live(channel, dialled=True, up=up)
@@ -233,7 +244,9 @@ class Peer:
             self._gone(link)
 
     def _refusal(self, channel: Channel) -> MeshError | None:
-        if not is_near(channel.remote_address):
+        if (denial := self.settings.access.refusal(channel.peer_id)) is not None:
+            return denial
+        if self.settings.access.keyring is None and not is_near(channel.remote_address):
             text = "this mesh is open and takes peers from loopback, link-local and private addresses only"
             return Denied(text, code="open_mesh", status=403)
         if self.leaving:
@@ -277,6 +290,7 @@ class Peer:
         self.links[link.peer_id] = link
         self.registry.linked(link)
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
+        self._keys.greet(link)
         self._exchange.greet(link)
         logger.info("linked with %s %s (%s)", link.record.role, link.record.name, link.peer_id)
 
@@ -304,6 +318,8 @@ class Peer:
         match message:
             case Records():
                 await self._learn_all(link, message)
+            case Keys():
+                self._keys.hear(message)
             case Heartbeat() if current:
                 self.registry.beaten(link)
             case Leave() if current:
@@ -335,12 +351,14 @@ class Peer:
 
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        own = [address for address in addresses if _names(address, peer_id)]
-        if peer_id != self.peer_id:
+        own = [address for address in addresses if is_of(address, peer_id)]
+        if peer_id != self.peer_id and self.settings.access.refusal(peer_id) is None:
             self._dialler.want(self._nursery, peer_id, way, own, until)
 
     async def _hear_all(self) -> None:
         with self._hearing:
+            # Without the key those who hear of us, and those whom we hear of, would only be refused.
+            await self._keys.keyed.wait()
             async with trio.open_nursery() as nursery:
                 for name, factory in self._discovery.items():
                     nursery.start_soon(self._hear_by, name, factory)
@@ -373,23 +391,6 @@ class Peer:
         if not self.links and not self.leaving:
             for sentence in self.trail.explain():
                 logger.warning("%s", sentence)
-
-
-def _by_peer(addresses: list[str]) -> dict[PeerId, list[str]]:
-    grouped: dict[PeerId, list[str]] = {}
-    for address in addresses:
-        try:
-            grouped.setdefault(peer_of(address), []).append(address)
-        except ValueError as error:
-            raise Misconfigured(f"--bootstrap: {error}; pass an address as `mesh-bootstrap` prints it") from error
-    return grouped
-
-
-def _names(address: str, peer_id: PeerId) -> bool:
-    try:
-        return peer_of(address) == peer_id
-    except ValueError:
-        return False
 
 
 def _claims(sealed: SealedRecord, peer_id: PeerId) -> bool:
