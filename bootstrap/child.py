@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from mesh.errors import MeshError, TimedOut, Unavailable
+from mesh.errors import BackendFailed, Misconfigured, TimedOut, Unavailable
 from mesh.runtime import PARENT_FD
 
 if TYPE_CHECKING:
@@ -33,14 +33,6 @@ _TAIL_BYTES = 8192
 _FOREIGN_SETTINGS = ("INFERMESH_", "LIBP2P_", "HF_SERVER_")
 
 
-class ChildEnded(MeshError):
-    """A child ended that should run. `exit_code` is what `mesh up` exits with."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class Child:
     """`run` is its life; `ready` is what its ready line said."""
 
@@ -53,7 +45,7 @@ class Child:
         self._limit = limit
 
     async def run(self, parent_pipe: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """`started()` when it is ready. Raises ChildEnded when it ends by itself, TimedOut when it is not ready in time."""
+        """`started()` when it is ready. Raises Misconfigured (exit code 2) or BackendFailed when it ends, else TimedOut."""
         with self.log.open("ab") as stderr:
             process = await trio.lowlevel.open_process(
                 self._argv,
@@ -84,7 +76,8 @@ class Child:
                 pass
         code = await process.wait()
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        raise ChildEnded(f"the {self.role} ended ({how}){self.last_lines()}", exit_code=2 if code == 2 else 1)
+        ended = f"the {self.role} ended ({how}){self.last_lines()}"
+        raise Misconfigured(ended) if code == 2 else BackendFailed(ended, code="child_ended")
 
     async def _stop(self, process: trio.Process) -> None:
         with suppress(ProcessLookupError):

@@ -10,13 +10,11 @@ from bootstrap.config import BootstrapConfig
 from mesh.messages.record import Hardware
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import launch
+from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
     from mesh.runtime import Program
-
-_GOODBYE = 1.0
-"""Seconds that the others get to hear that this peer leaves."""
 
 
 def main() -> int:
@@ -42,19 +40,11 @@ async def serve(program: Program, config: BootstrapConfig) -> None:
         hardware=Hardware(),
         ports={},
     )
-    peer = Peer(settings, Libp2pTransport(program.identity, config.listen))
+    direct = DirectTransport(program.identity, config.listen) if config.direct else None
+    peer = Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
     async with trio.open_nursery() as nursery:
         await nursery.start(peer.run)
         program.ready(addresses=peer.addresses, http=None)
         await program.stopping.wait()
-        with trio.move_on_after(_GOODBYE):
-            await _leave(peer)
+        await peer.close()
         nursery.cancel_scope.cancel()
-
-
-async def _leave(peer: Peer) -> None:
-    await peer.leave()
-    # Ending at once would reset the connections, which can take the word back before it is read.
-    async with trio.open_nursery() as closing:
-        for link in list(peer.links.values()):
-            closing.start_soon(link.close, "the program stops")

@@ -18,7 +18,6 @@ import trio
 
 from bootstrap import report
 from bootstrap.chat import STOPPED, chat
-from bootstrap.child import ChildEnded
 from bootstrap.doctor import DoctorSettings, Finding, examine
 from bootstrap.network_key import chosen_state_dir, invite, rotate
 from bootstrap.remote import DEFAULT_GATEWAY, Gateway, gateway_url
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except MeshError as error:
         print(f"mesh: {error.message}", file=sys.stderr)
-        return _exit_code(error)
+        return 2 if isinstance(error, Misconfigured) else 1
     except KeyboardInterrupt:
         return STOPPED
     except BrokenPipeError:
@@ -58,12 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
-
-
-def _exit_code(error: MeshError) -> int:
-    if isinstance(error, ChildEnded):
-        return error.exit_code
-    return 2 if isinstance(error, Misconfigured) else 1
 
 
 class _Parser(argparse.ArgumentParser):

@@ -25,7 +25,6 @@ from mesh.discovery.mdns import Mdns
 from mesh.errors import MeshError
 from mesh.identity import Identity
 from mesh.installation import check_installation
-from mesh.transport.libp2p import Libp2pTransport
 from node.hardware import discover
 from node.model_directory import check_model_directory
 
@@ -182,6 +181,9 @@ async def _bootstrap(address: str) -> Finding:
 async def _dial(address: str) -> None:
     async def refuse(channel: Channel) -> None:
         channel.abort()
+
+    # Late: it takes longer to import than all else that `mesh` does for its other verbs.
+    from mesh.transport.libp2p import Libp2pTransport
 
     transport = Libp2pTransport(Identity.generate(), [])
     failure: MeshError | None = None

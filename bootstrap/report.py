@@ -72,7 +72,7 @@ def _show_peers(peers: Sequence[Json]) -> None:
     if not peers:
         print("no other peer is known; start a node with `mesh-node`")
         return
-    show(("name", "role", "link", "rtt", "models", "hardware", "peer id"), [_peer_row(peer) for peer in peers])
+    show(("name", "role", "link", "rtt", "models", "hardware", "peer id"), [_peer_row(peer) for peer in peers], ids=["peer id"])
 
 
 def _advise(nodes: Sequence[Json]) -> None:
@@ -85,7 +85,7 @@ def _peer_row(peer: Json) -> list[str]:
     return [
         _name(peer),
         _text(peer.get("role")),
-        "up" if peer.get("linked") else "-",
+        _text(peer.get("carrier") or "up") if peer.get("linked") else "-",
         f"{rtt:.1f} ms" if isinstance(rtt, int | float) else "-",
         ", ".join(_model(model) for model in _objects(peer.get("models"))) or "-",
         _hardware(peer.get("hardware")),

@@ -1,7 +1,8 @@
 """One request's answer on its way to the client, and the attempts of single nodes to give it.
 
 1. The client sees at most one `Accepted`: it is held back until the first `Delta` or `Done`, so that it names the node that won.
-2. After the first `Delta` the answer belongs to that node: what another attempt would say is never mixed in.
+2. After the first `Delta` the answer belongs to that node: what another attempt would say is never mixed in. An answer that is
+   taken in one piece is held back until its `Done`: until then the next attempt may start over.
 3. `Delivery.tokens` counts what the client has of each choice: where another node would have to go on.
 4. An attempt has one time limit at a time: until the first token, counted anew from `Accepted`; then between two tokens.
 """
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 class Delivery:
     """What the client has got so far."""
 
-    def __init__(self, emit: Emit) -> None:
-        self.emit = emit
+    def __init__(self, emit: Emit, *, streamed: bool = True) -> None:
+        self._emit = emit
+        self._streamed = streamed
+        self._held: list[Event] = []
         self.deadline = math.inf
         self.attempts = 0
         self.node: PeerId | None = None
@@ -38,7 +41,7 @@ class Delivery:
     @property
     def started(self) -> bool:
         """True when the client has seen something, so that no other node may start over."""
-        return self.node is not None
+        return self.ended or (self._streamed and self.node is not None)
 
     @property
     def ended(self) -> bool:
@@ -46,9 +49,22 @@ class Delivery:
         return self.done is not None
 
     def start(self, node: PeerId, accepted: Accepted) -> None:
-        """Tell the client that `node` answers."""
+        """Tell the client that `node` answers. What an earlier attempt said and the client has not seen is forgotten."""
         self.node = node
+        self.tokens.clear()
+        self._held.clear()
         self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts))
+
+    def emit(self, event: Event) -> None:
+        """Pass on one event, or keep it until the answer is complete."""
+        if self._streamed:
+            self._emit(event)
+            return
+        self._held.append(event)
+        if self.ended:
+            held, self._held = self._held, []
+            for one in held:
+                self._emit(one)
 
 
 class Attempt:
@@ -81,7 +97,7 @@ class Attempt:
             return
         if not self.scope.cancelled_caught:
             raise BackendFailed("the node stopped without ending its answer; send the request again", code="incomplete_answer")
-        if self._delivery.started:
+        if self._first_at:
             raise TimedOut(f"no token for {self._stall:g} s", code="engine_stalled")
         raise TimedOut(f"no first token within {self._first_token:g} s; the node may be overloaded, try again later")
 
@@ -116,7 +132,7 @@ class Attempt:
     def _on_done(self, event: Done) -> None:
         if self._delivery.ended or self.scope.cancel_called:
             return
-        if not self._delivery.started:
+        if not self._first_at:
             self._delivery.start(self._node, self._accepted)
         self._delivery.done = event
         self._seen.reported(event.running, event.waiting, ended=True)

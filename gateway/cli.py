@@ -12,6 +12,7 @@ from gateway.dispatch import DispatchLimits
 from mesh.http import serve as serve_http
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import Program, launch
+from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
 
@@ -28,6 +29,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
     async with trio.open_nursery() as mesh:
         with trio.CancelScope() as drain:
             await _serve_clients(program, config, peer, gateway, mesh, drain)
+        await peer.close()
         mesh.cancel_scope.cancel()
 
 
@@ -62,7 +64,8 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         mdns=config.mdns,
         access=program.access,
     )
-    return Peer(settings, Libp2pTransport(program.identity, config.listen))
+    direct = DirectTransport(program.identity, config.listen) if config.direct else None
+    return Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
 
 
 def _limits(config: GatewayConfig) -> DispatchLimits:

@@ -1,6 +1,7 @@
 """Dispatch: an inference service that finds a node for each request, and another one when that fails.
 
-1. Before the first token a failed request goes to the next node in the policy's order; after it, a loss is `stream_interrupted`.
+1. Before the client has seen a token a failed request goes to the next node in the policy's order; after that, a loss is
+   `stream_interrupted`. Who takes the answer in one piece sees nothing before its end.
 2. A client sees exactly one end: `Done`, or one error; and no `Delta` twice.
 3. A request does not fail for a node's sake while another node is ready, unless it failed on `max_failures` of them.
 4. No node is waited for longer than `queue_wait`, no first token longer than `first_token`, no next one longer than `stall`,
@@ -91,7 +92,7 @@ class Dispatch:
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the best node; see the head for retries and limits. Raises MeshError."""
         request = msgspec.structs.replace(request, model=self.models.resolve(request.model))
-        delivery, started = Delivery(emit), trio.current_time()
+        delivery, started = Delivery(emit, streamed=request.stream), trio.current_time()
         self.totals.requests += 1
         self._tell(Notice(event="started", request=request, delivery=delivery))
         outcome: Outcome = "cancelled"

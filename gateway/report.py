@@ -161,6 +161,7 @@ def peer(view: PeerView) -> Json:
         "addresses": view.record.addresses,
         "linked": view.live,
         "leaving": link is not None and link.leaving,
+        "carrier": link.carrier if link is not None else None,
         "rtt_ms": _milliseconds(link.rtt) if link is not None else None,
         "models": [_model(view, entry) for entry in view.record.models],
         "hardware": view.record.hardware,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -16,7 +16,8 @@ _T = TypeVar("_T")
 
 MAX_TOPICS = 32
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+INT32_MAX = 2**31 - 1
+Count = Annotated[int, msgspec.Meta(ge=1, le=INT32_MAX)]
 
 TEXT_GENERATION = "text-generation"
 CHAT_TOKENS = 512
@@ -32,7 +33,7 @@ class Unsubscribe(msgspec.Struct, tag_field="type", tag="unsubscribe"):
 
 
 class ChatMessage(msgspec.Struct):
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
 
 
@@ -44,8 +45,8 @@ class Parameters(msgspec.Struct):
     max_tokens: Count | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    seed: int | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=INT32_MAX)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=4)] | None = None
 
 
@@ -141,6 +142,7 @@ def request_of(message: Inference, *, tenant: str) -> InferenceRequest:
         top_k=_or(parameters.top_k, 50 if chat else 0),
         seed=_or(parameters.seed, secrets.randbits(31)),
         stop=[parameters.stop] if isinstance(parameters.stop, str) else parameters.stop or [],
+        stream=message.stream,
         tenant=tenant,
         created=int(time.time()),
     )

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from mesh.errors import Misconfigured
 from mesh.identity import PeerId, public_key_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def peer_of(address: str) -> PeerId:
@@ -22,16 +18,16 @@ def peer_of(address: str) -> PeerId:
     return PeerId(peer_id)
 
 
-def is_of(address: str, peer_id: PeerId) -> bool:
-    """True when a full multiaddr names this peer."""
+def names(address: str, peer_id: PeerId) -> bool:
+    """True when `address` is a full multiaddr of this peer."""
     try:
         return peer_of(address) == peer_id
     except ValueError:
         return False
 
 
-def by_peer(addresses: Sequence[str]) -> dict[PeerId, list[str]]:
-    """Bootstrap addresses by the peer that they name. Raises Misconfigured for one that names none."""
+def by_peer(addresses: list[str]) -> dict[PeerId, list[str]]:
+    """What --bootstrap gave, grouped by peer. Raises Misconfigured."""
     grouped: dict[PeerId, list[str]] = {}
     for address in addresses:
         try:

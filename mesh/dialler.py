@@ -99,15 +99,18 @@ class Dialler:
             self._targets[peer_id] = target = Target(peer_id, way, list(addresses), until)
             nursery.start_soon(self._keep, target)
 
-    async def hold(self, nursery: trio.Nursery, bootstrap: Mapping[PeerId, Sequence[str]]) -> None:
+    def hold(self, nursery: trio.Nursery, peer_id: PeerId, addresses: Sequence[str]) -> Target:
+        """Keep a link to a bootstrap peer for ever. The target's `tried` is set once it was tried."""
+        self._targets[peer_id] = target = Target(peer_id, "bootstrap", list(addresses))
+        nursery.start_soon(self._keep, target)
+        return target
+
+    async def hold_all(self, nursery: trio.Nursery, bootstrap: Mapping[PeerId, Sequence[str]]) -> None:
         """Keep links to the bootstrap peers for ever. Returns once each was tried.
 
         Raises Denied when none took us and one refused us in a way that only an operator can change.
         """
-        targets = [Target(peer_id, "bootstrap", list(addresses)) for peer_id, addresses in bootstrap.items()]
-        for target in targets:
-            self._targets[target.peer_id] = target
-            nursery.start_soon(self._keep, target)
+        targets = [self.hold(nursery, peer_id, addresses) for peer_id, addresses in bootstrap.items()]
         for target in targets:
             await target.tried.wait()
         refusals = [target.refusal for target in targets if target.refusal and target.refusal.code in REFUSALS]

@@ -31,7 +31,7 @@ class OwnRecord:
         self.sealed = self._seal()
 
     def issue(self) -> SealedRecord:
-        """Seal it anew. Raises Misconfigured when it is over 4 KiB; the last issue then stays."""
+        """Seal it anew. Raises Misconfigured when it is over `MAX_RECORD`; the last issue then stays."""
         self._sequence += 1
         self.sealed = self._seal()
         return self.sealed

@@ -1,8 +1,8 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
 1. A gateway dials every node it learns of; everybody keeps a link to each bootstrap address; two nodes need no link.
-2. Between two peers one link stays. Same `instance`: the one dialled by the smaller peer id, or the newer when one side dialled
-   both. Another instance: the newer. `links` holds the one that stays; the other ends once it is idle.
+2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
+   that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
 4. An open mesh takes peers from loopback, link-local and private addresses only; a private one whoever proves its key.
 5. A bootstrap peer that refuses us at the start, for the key or by a list, ends `run`, unless another one took us.
@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.addresses import by_peer, is_near, is_of
+from mesh.addresses import by_peer, is_near, names
 from mesh.dialler import MAX_DIALS, Dialler, Target
 from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
 from mesh.exchange import MAX_RECORDS, Exchange
 from mesh.key_spread import KeySpread
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
-from mesh.messages.link import Heartbeat, Hello, Keys, Leave, Records
+from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL, RecordError, read_unchecked
 from mesh.registry import Registry
 from mesh.sightings import mdns
 from mesh.trail import Trail
+from mesh.upgrade import Upgrades
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from mesh.service import InferenceService
     from mesh.sightings import DiscoveryFactory, Sighting
     from mesh.transport.base import Channel, Transport
+    from mesh.transport.direct import DirectTransport
 
 MAX_LINKS = 2_048
 MAX_ADDRESSES = 16
@@ -70,8 +72,9 @@ class Peer:
         service: InferenceService | None = None,
         *,
         discovery: Mapping[str, DiscoveryFactory] | None = None,
+        direct: DirectTransport | None = None,
     ) -> None:
-        """`discovery` adds ways of hearing, by name. Raises Misconfigured for a bootstrap address that is none."""
+        """`discovery`: more ways of hearing; `direct`: what links move to. Raises Misconfigured for a bad bootstrap address."""
         self.settings = settings
         self.identity = settings.identity
         self.instance = secrets.token_hex(8)
@@ -95,6 +98,8 @@ class Peer:
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._dialler = Dialler(self._connect, self._link_of, self.trail)
         self._keys = KeySpread(settings.access.keyring, self.links.values, self._dialler.retry)
+        self._direct = direct
+        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._hearing = trio.CancelScope()
         self._open_links = 0
@@ -128,19 +133,21 @@ class Peer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._transport.run, self._accept)
+            if self._direct is not None:
+                await nursery.start(self._direct.run, self._accept)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._keys.run)
             nursery.start_soon(self._hear_all)
-            await self._dialler.hold(nursery, self._bootstrap)
+            await self._dialler.hold_all(nursery, self._bootstrap)
             task_status.started()
             nursery.start_soon(self._explain_isolation)
 
     def announce(self, models: list[ModelEntry], load: dict[str, ModelLoad]) -> None:
         """Say what we serve and how busy it is. Never blocks; everybody linked hears at once when something important changed.
 
-        Raises Misconfigured when the record gets over 4 KiB.
+        Raises Misconfigured when the record gets too large.
         """
         states_changed = {name: one.state for name, one in load.items()} != {name: one.state for name, one in self._load.items()}
         self._load = dict(load)
@@ -165,10 +172,21 @@ class Peer:
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
 
+    async def close(self, reason: str = "the program stops") -> None:
+        """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
+
+        Blocks for as long as Link.close may.
+        """
+        if not self.leaving:
+            await self.leave(reason)
+        async with trio.open_nursery() as nursery:
+            for link in list(self.links.values()):
+                nursery.start_soon(link.close, reason)
+
     # Our own record
 
     def _hello(self) -> Hello:
-        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed)
+        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=self._upgrades.features)
 
     def _issue(self) -> None:
         """A new record, to everybody linked."""
@@ -210,6 +228,7 @@ class Peer:
             logger.info("no link from %s at %s: %s", channel.peer_id, channel.remote_address, error.message)
 
     def _accepted(self, link: Link) -> None:
+        self._upgrades.up(link)
         self._settle(link)
         self.trail.add("inbound", link.peer_id, "is linked", found=True)
 
@@ -223,7 +242,7 @@ class Peer:
             raise objection
         async with self._dials:
             channel = await self._transport.dial(target.addresses)
-        await self._live(channel, dialled=True, up=up)
+        await self._upgrades.attend(channel, up)
 
     async def _live(self, channel: Channel, *, dialled: bool, up: Callable[[Link], None]) -> None:
         """Run a link from its channel to its end. Raises MeshError when it is refused or says no hello."""
@@ -280,11 +299,16 @@ class Peer:
         elif self._stays(known, link):
             self._start(self._retire, link)
         else:
+            link.load = link.load or dict(known.load)
             self._install(link)
-            self._start(self._retire, known)
+            self._start(self._upgrades.drain if link.carrier == "direct" != known.carrier else self._retire, known)
 
     def _stays(self, known: Link, new: Link) -> bool:
-        return known.dialled != new.dialled and known.dialled == (self.peer_id < known.peer_id)
+        if known.dialled == new.dialled:
+            return False
+        if known.carrier != new.carrier:
+            return known.carrier == "direct"
+        return known.dialled == (self.peer_id < known.peer_id)
 
     def _install(self, link: Link) -> None:
         self.links[link.peer_id] = link
@@ -292,12 +316,13 @@ class Peer:
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
         self._keys.greet(link)
         self._exchange.greet(link)
-        logger.info("linked with %s %s (%s)", link.record.role, link.record.name, link.peer_id)
+        logger.info("linked with %s %s (%s) over %s", link.record.role, link.record.name, link.peer_id, link.carrier)
 
     def _gone(self, link: Link) -> None:
         if self.links.get(link.peer_id) is link:
             del self.links[link.peer_id]
             logger.info("the link to %s ended: %s", link.peer_id, link.reason or "our side stopped")
+        self._upgrades.gone(link)
         self.registry.unlinked(link)
 
     async def _retire(self, link: Link) -> None:
@@ -326,6 +351,8 @@ class Peer:
                 logger.info("%s leaves the mesh: %.200s", link.peer_id, message.reason)
                 self.registry.forget(link.peer_id, message.reason[:200])
                 self._dialler.drop(link.peer_id)
+            case Upgrade() | UpgradeOffer() | Drained():
+                self._upgrades.hear(link, message)
             case _:
                 pass
 
@@ -351,7 +378,7 @@ class Peer:
 
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        own = [address for address in addresses if is_of(address, peer_id)]
+        own = [address for address in addresses if names(address, peer_id)]
         if peer_id != self.peer_id and self.settings.access.refusal(peer_id) is None:
             self._dialler.want(self._nursery, peer_id, way, own, until)
 

@@ -7,7 +7,8 @@
 4. The one line on stdout is the ready line. Whoever reads it may go away: that never stops a program.
 5. A parent that passes the read end of a pipe as `INFERMESH_PARENT_FD` and keeps the write end takes the program along when it
    dies, however it dies. The variable is taken out of the environment: it is for this process alone.
-6. Exit codes: 0 well, 1 crashed or cut short, 2 the start-up cannot succeed (one line on stderr says what to do).
+6. The soft limit of open files is raised as far as the hard one allows, up to `OPEN_FILES`: every client and peer is one.
+7. Exit codes: 0 well, 1 crashed or cut short, 2 the start-up cannot succeed (one line on stderr says what to do).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -41,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 PARENT_FD = "INFERMESH_PARENT_FD"
 """The environment variable of rule 5."""
+
+OPEN_FILES = 65_536
+"""Enough for every bound of ours together; more would only make children that close all descriptors slow."""
 
 _STOP_MARGIN = 5.0
 """Seconds a program may take beyond its drain time-out, and then beyond its cancellation."""
@@ -74,10 +79,11 @@ def launch(
 
 
 def run_program(role: Role, config: CommonConfig, serve: Callable[[Program], Awaitable[None]]) -> int:
-    """Run `serve` until it returns; it should return soon after `stopping` is set. Returns the exit code (rule 6)."""
+    """Run `serve` until it returns; it should return soon after `stopping` is set. Returns the exit code (rule 7)."""
     logs.configure(config.log_format, config.log_level)
     try:
         check_installation()
+        raise_file_limit()
         parent = _parent_pipe()
         with StateFolder(config.state_dir or default_state_dir(role)) as folder:
             program = Program(role, config, folder)
@@ -179,6 +185,20 @@ class Program:
         watchdog = threading.Timer(_STOP_MARGIN, os._exit, (1,))
         watchdog.daemon = True
         watchdog.start()
+
+
+def raise_file_limit(wanted: int = OPEN_FILES) -> int:
+    """Raise the soft limit of open files to `wanted`, or to the hard one. Never lowers it. Returns what holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= target:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    except (ValueError, OSError) as error:  # macOS has a lower limit that it does not tell
+        logger.debug("the limit of open files stays at %d: %s", soft, error)
+        return soft
+    return target
 
 
 def display_name(name: str, peer_id: str) -> str:

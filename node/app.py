@@ -16,6 +16,7 @@ import trio
 
 from mesh.errors import MeshError, Misconfigured
 from mesh.peer import Peer, PeerSettings
+from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 from node.backends.build import build_backends
 from node.hardware import discover
@@ -88,7 +89,9 @@ class Node:
             hardware=await discover(config.device),
             ports={"service": port, "supervisor": port + 1},
         )
-        return Peer(settings, Libp2pTransport(self._program.identity, config.listen), self._service)
+        identity = self._program.identity
+        direct = DirectTransport(identity, config.listen) if config.direct else None
+        return Peer(settings, Libp2pTransport(identity, config.listen), self._service, direct=direct)
 
     async def _start(self, nursery: trio.Nursery, peer: Peer) -> None:
         """Join the mesh and load the models at the same time; return when all of it has settled."""
@@ -124,9 +127,6 @@ class Node:
             self._ports.stop()
             await self._service.idle()
             await self._ports.stopped.wait()
-            async with trio.open_nursery() as nursery:
-                for link in list(peer.links.values()):
-                    # Closing writes what is queued: the last words of the answers.
-                    nursery.start_soon(link.close, "the node stops")
+            await peer.close()
         if scope.cancelled_caught:
             logger.warning("%d requests did not end within the drain time-out of %g s", self._service.running, limit)

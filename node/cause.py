@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 _MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|cannot allocate memory|bad_alloc", re.IGNORECASE)
 _PORT = re.compile(r"address already in use|EADDRINUSE|port \d+ is (already )?(in use|taken)", re.IGNORECASE)
 _ERROR = re.compile(r"\b\w*(error|exception|fatal|panic|refused|failed|cannot|not found|denied)\b", re.IGNORECASE)
+_ROUTINE = re.compile(r"(INFO|DEBUG)\b")
+"""Says what went well, and nothing of a death."""
 _LONGEST = 300
 
 
@@ -24,7 +26,7 @@ def cause_of_death(returncode: int | None, lines: Sequence[str], *, memory_ran_o
         return f"{end} by the kernel: the machine is out of memory; use a shorter --context, fewer --slots or a smaller model"
     if line := _last(_PORT, lines):
         return f"{end}: a port is taken ({line}); choose another --port or stop the other program"
-    if line := _last(_ERROR, lines) or (lines[-1] if lines else None):
+    if line := _last(_ERROR, lines) or next((line for line in reversed(lines) if not _ROUTINE.match(line)), None):
         return f"{end}: {line[:_LONGEST]}"
     return f"{end} without a word"
 

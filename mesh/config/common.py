@@ -48,6 +48,9 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True):
     mdns: Annotated[bool, Option(help="Find peers on the local network, and be found.", environment=("LIBP2P_ENABLE_MDNS",))] = (
         True
     )
+    direct: Annotated[
+        bool, Option(help="Carry links over plain TLS once libp2p has proven both sides, where that is possible: it costs less.")
+    ] = True
     mesh: Annotated[str, Option(help="The mesh to join: peers of another name are ignored.", check=_check_name)] = "default"
     private: Annotated[
         bool, Option(help="Only peers with the network key get in; the first start makes it, `mesh invite` lets others in.")

@@ -26,6 +26,7 @@ from mesh.link.served import ServedRequests
 from mesh.link.writer import LinkWriter
 from mesh.messages.link import (
     Cancel,
+    Drained,
     Emit,
     Heartbeat,
     Hello,
@@ -38,6 +39,8 @@ from mesh.messages.link import (
     Records,
     Refused,
     Unknown,
+    Upgrade,
+    UpgradeOffer,
 )
 from mesh.record import RecordError, open_record
 
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     from mesh.messages.record import NodeRecord
     from mesh.service import Emit as EmitEvent
     from mesh.service import InferenceService
-    from mesh.transport.base import Channel
+    from mesh.transport.base import Carrier, Channel
 
 HELLO_LIMIT = 5.0
 CLOSE_LIMIT = 2.0
@@ -63,7 +66,7 @@ _LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 logger = logging.getLogger(__name__)
 
-Control = Heartbeat | Records | Leave | Keys
+Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained
 
 
 async def _ignore(_link: Link, _message: Control) -> None:
@@ -122,6 +125,11 @@ class Link:
     def rtt(self) -> float | None:
         """Seconds, smoothed; None until the first heartbeat came back."""
         return self._pulse.rtt
+
+    @property
+    def carrier(self) -> Carrier:
+        """What its bytes travel by: one for the whole life of a link."""
+        return self._channel.carrier
 
     @property
     def in_flight(self) -> int:
@@ -343,7 +351,7 @@ class Link:
                 served.open(message)
             case Cancel():
                 served.cancel(message.stream)
-            case Heartbeat() | Records() | Leave() | Keys():
+            case Heartbeat() | Records() | Leave() | Keys() | Upgrade() | UpgradeOffer() | Drained():
                 await self._hear(message)
             case Malformed(opened=True):
                 served.refuse(message.stream, BadRequest(f"the request has the wrong shape: {message.why}"))
@@ -368,7 +376,7 @@ class Link:
                     self._writer.beat()
             case Leave():
                 self.leaving = True
-            case Records() | Keys():
+            case _:
                 pass
         await self._side.heard(self, message)
 

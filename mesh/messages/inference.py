@@ -34,6 +34,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     top_k: int = 0
     seed: int = 0
     stop: list[str] = []
+    stream: bool = True
+    """False: the answer is taken in one piece. Nothing of it is shown before its end, so another node may start over."""
     tenant: str = "anonymous"
     created: int = 0
     """Unix seconds at the gateway: the chat template's clock, so that a resumed request renders the same prompt."""

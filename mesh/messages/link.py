@@ -132,4 +132,39 @@ class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
     kind: str
 
 
-LinkMessage = Prove | Proof | Keys | Hello | Refused | Heartbeat | Records | Leave | Open | Emit | Cancel | Unknown
+class Upgrade(msgspec.Struct, frozen=True, tag="upgrade"):
+    """The sender would like a second link to the same peer on a direct connection. Answered by one `UpgradeOffer`."""
+
+
+class UpgradeOffer(msgspec.Struct, frozen=True, tag="upgrade_offer"):
+    """How to open it: once, within ten seconds, by the peer on the other end of this very link. No addresses = not now.
+
+    `fingerprint` is the SHA-256 of the certificate (DER) that the listener shows; `ticket` is a secret of 32 bytes.
+    """
+
+    addresses: list[str] = []
+    fingerprint: bytes = b""
+    ticket: bytes = b""
+
+
+class Drained(msgspec.Struct, frozen=True, tag="drained"):
+    """A direct link took the place of this one: nothing that the sender opened runs here, and it opens nothing more."""
+
+
+LinkMessage = (
+    Prove
+    | Proof
+    | Keys
+    | Hello
+    | Refused
+    | Heartbeat
+    | Records
+    | Leave
+    | Open
+    | Emit
+    | Cancel
+    | Upgrade
+    | UpgradeOffer
+    | Drained
+    | Unknown
+)

@@ -28,6 +28,10 @@ T = TypeVar("T", ChatRequest, CompletionRequest)
 
 _PATH = re.compile(r"^(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
+MAX_DEPTH = 32
+"""Levels inside one tool call; what travels on and is rendered by a template must not be deeper."""
+_INT64 = range(-(2**63), 2**64)
+"""The integers that MessagePack can carry."""
 _ROLES = "system, developer, user, assistant or tool"
 
 
@@ -158,6 +162,19 @@ def _check_message(message: ChatMessage, path: str) -> None:
     if isinstance(content, list):
         for index, part in enumerate(content):
             _check_part(part, f"{path}.content[{index}]")
+    for index, call in enumerate(message.tool_calls or []):
+        _check_free_form(call, f"{path}.tool_calls[{index}]")
+
+
+def _check_free_form(value: object, path: str, depth: int = 0) -> None:
+    """What has no type of ours must still be able to travel."""
+    if depth > MAX_DEPTH:
+        raise BadRequest(f"{path} is nested deeper than {MAX_DEPTH} levels", param=path)
+    if isinstance(value, int) and value not in _INT64:
+        raise BadRequest(f"{path} holds an integer of more than 64 bits; send it as text", param=path, code="out_of_range")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for each in inner:
+        _check_free_form(each, path, depth + 1)
 
 
 def _check_part(part: ContentPart, path: str) -> None:

@@ -72,6 +72,7 @@ def _inference(
         top_k=max(0, _or(body.top_k, defaults.top_k)),
         seed=_or(body.seed, identity.seed) & _SEED_MASK,
         stop=stop or [],
+        stream=bool(body.stream),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from mesh.identity import PeerId
 
 
+Carrier = Literal["libp2p", "direct", "memory"]
+
+
 class Channel(trio.abc.Stream):
     """One byte stream to one proven peer. One task reads and one task writes."""
 
+    carrier: Carrier = "libp2p"
+    """What bytes travel by, for the whole life of the channel."""
     peer_id: PeerId
     remote_address: str
     """Where the other side is, as far as this side sees: a multiaddr or `host:port`, for logs and for the open-mesh rule."""

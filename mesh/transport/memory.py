@@ -147,6 +147,8 @@ class _Pipe:
 class MemoryChannel(Channel):
     """One end of a channel."""
 
+    carrier = "memory"
+
     def __init__(self, peer_id: PeerId, remote_address: str, outgoing: _Pipe, incoming: _Pipe) -> None:
         self.peer_id = peer_id
         self.remote_address = remote_address

@@ -24,6 +24,7 @@ from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
 from node.backends.base import Backend, BackendStatus, nobody_listens
+from node.room import new_tokens
 
 if TYPE_CHECKING:
     from mesh.messages.inference import FinishReason, InferenceRequest
@@ -99,16 +100,9 @@ class _Script:
     def __init__(self, request: InferenceRequest, settings: MockSettings) -> None:
         text = prompt_text(request)
         self.prompt_tokens = len(text.split())
-        room = settings.context_length - self.prompt_tokens
-        if room < 1:
-            raise BadRequest(
-                f"the prompt has {self.prompt_tokens} tokens and the context is {settings.context_length}; shorten the prompt",
-                code="context_length_exceeded",
-                param="messages" if request.task == "chat" else "prompt",
-            )
+        wanted = new_tokens(request, prompt_tokens=self.prompt_tokens, context_length=settings.context_length)
         self._fingerprint = fingerprint(text, request.seed)
         natural = settings.length or 16 + self._fingerprint % 32
-        wanted = room if request.max_tokens is None else min(room, request.max_tokens)
         self.length = min(natural, wanted)
         self.finish_reason: FinishReason = "stop" if natural <= wanted else "length"
         self._pieces = self._cut_at(request.stop) if any(request.stop) else None

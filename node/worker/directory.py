@@ -44,7 +44,7 @@ def open_directory(path: Path) -> ModelDirectory:
         raise Misconfigured(f"{path} has no tokenizer; copy tokenizer.json (and tokenizer_config.json) of the model into it")
     shards = _shards(path)
     for shard in shards:
-        read_header(shard)
+        _check_length(shard)
     files = [path / name for name in (*TOKENIZERS, *TOKENIZER_EXTRAS) if (path / name).is_file()]
     return ModelDirectory(path=path, config=config, tokenizer_files=tuple(files), shards=shards)
 
@@ -98,6 +98,17 @@ def read_header(shard: Path) -> bytes:
     if not header or len(header) != size or not header.lstrip().startswith(b"{"):
         raise Misconfigured(f"{shard} is not a safetensors file, or cut short; fetch it again")
     return prefix + header
+
+
+def _check_length(shard: Path) -> None:
+    """A file that ends before its last tensor is a download that stopped."""
+    try:
+        ends = [entry["data_offsets"][1] for entry in tensors_of(shard).values()]
+        expected = len(read_header(shard)) + max(ends, default=0)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise Misconfigured(f"{shard} has a broken header; fetch it again") from error
+    if shard.stat().st_size < expected:
+        raise Misconfigured(f"{shard} is cut short: {shard.stat().st_size} of {expected} bytes; fetch it again")
 
 
 def tensors_of(shard: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from mesh.errors import BackendFailed, BadRequest, MeshError, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done, Event, FinishReason
 from mesh.messages.worker import EngineLoad, Step
 from mesh.service import fail_of
-from node.worker.chat import Prompts, param_of
+from node.room import new_tokens
+from node.worker.chat import Prompts
 from node.worker.detokenizer import Detokenizer, TextStream, token_kinds
 from node.worker.sampling import Draw, sample
 from node.worker.scheduler import Scheduler, Share
@@ -136,20 +137,14 @@ class Engine:
     def _sequence(self, number: int, request: InferenceRequest) -> Sequence:
         _check_sampling(request)
         ids = self._prompts.ids(request)
-        room = self._runner.context_length - len(ids)
-        if room < 1:
-            raise BadRequest(
-                f"the prompt has {len(ids)} tokens and the model's context only {self._runner.context_length}; shorten it",
-                code="context_length_exceeded",
-                param=param_of(request),
-            )
+        limit = new_tokens(request, prompt_tokens=len(ids), context_length=self._runner.context_length)
         draw = Draw(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, seed=request.seed)
         left = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
         return Sequence(
             number=number,
             tokens=ids,
             prompt_length=len(ids),
-            limit=room if request.max_tokens is None else min(room, request.max_tokens),
+            limit=limit,
             draw=draw,
             stream=TextStream(Detokenizer(self._tokenizer, self._token_kinds), request.stop),
             deadline=time.monotonic() + left,

@@ -80,7 +80,10 @@ def _tokenizer(directory: ModelDirectory) -> Any:
         return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
     # Whatever the library raises here, it is about these files.
     except Exception as error:
-        raise Misconfigured(f"the tokenizer of {directory.path} cannot be loaded: {_first_line(error)}") from error
+        raise Misconfigured(
+            f"the tokenizer of {directory.path} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+            "copy the model's tokenizer files into it again"
+        ) from error
 
 
 def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, report: Callable[[Loading], None]) -> Any:
@@ -95,6 +98,7 @@ def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, re
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
         model = model.eval().to(device.device)
     except torch.OutOfMemoryError as error:
@@ -108,6 +112,11 @@ def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, re
     if missing := sorted(info["missing_keys"]):
         raise Misconfigured(
             f"the weights in {directory.path} lack {len(missing)} tensors (the first is {missing[0]}); fetch the model again"
+        )
+    if misfits := sorted(str(name) for name, *_ in info["mismatched_keys"]):
+        raise Misconfigured(
+            f"the weights in {directory.path} do not fit its config.json ({misfits[0]} has another shape); "
+            "fetch both from the same model"
         )
     return model
 

@@ -5,7 +5,8 @@
 3. Both cuts are exact for any vocabulary; the short list of the best candidates is only a faster way to the same answer.
 4. The noise of a candidate is a hash of (seed, position, token id) turned into a Gumbel variate; the best sum wins.
    `position` is the index of the generated token, so a resumed stream draws what the uninterrupted one would have drawn.
-5. Temperature 0 is greedy: the lowest token id among the largest logits.
+5. Temperature 0 is greedy: the lowest token id among the largest logits. So is one below `COLDEST`, which would leave nothing
+   else to chance and whose quotients overflow.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SHORT_LIST = 256
 """Candidates that are looked at before the whole vocabulary is: a nucleus is rarely larger."""
+
+COLDEST = 1e-6
 
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -43,7 +46,7 @@ class Draw:
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """One token id for each row of `logits` [rows, vocabulary]."""
     tokens: list[int] = logits.argmax(-1).tolist()
-    noisy = [row for row, draw in enumerate(draws) if draw.temperature > 0]
+    noisy = [row for row, draw in enumerate(draws) if draw.temperature >= COLDEST]
     if noisy:
         drawn = _draw(logits[noisy].double(), [draws[row] for row in noisy])
         for row, token in zip(noisy, drawn, strict=True):

@@ -57,7 +57,7 @@ def test_its_port_is_fixed_by_default():
 
 
 async def test_it_brings_two_peers_together(start, nursery):
-    """A node and a gateway that know the bootstrap peer alone find each other, and are told when it leaves."""
+    """A node and a gateway that know the bootstrap peer alone find each other, and keep each other when it leaves."""
     process = start(*LOOPBACK)
     said = await trio.to_thread.run_sync(ready, process)
     assert (said["role"], said["http"]) == ("bootstrap", None)
@@ -77,8 +77,9 @@ async def test_it_brings_two_peers_together(start, nursery):
     process.terminate()
     assert await trio.to_thread.run_sync(process.wait, 20) == 0
     with trio.fail_after(20):
-        while said["peer_id"] in gateway.registry.peers:  # noqa: ASYNC110 - as above
+        while said["peer_id"] in gateway.links:  # noqa: ASYNC110 - as above
             await trio.sleep(0.02)
+    assert node.identity.peer_id in gateway.links
     nursery.cancel_scope.cancel()
 
 

@@ -57,6 +57,16 @@ def test_peers(run, small_mesh):
     assert len(json.loads(run("peers", "--json", "--gateway", small_mesh.url)[1])["peers"]) == 3
 
 
+def test_peers_say_what_carries_their_links(run, small_mesh):
+    peers = small_mesh.answers["/v1/mesh/peers"][1]["peers"]
+    for peer, carrier in zip(peers, ("direct", None, "libp2p"), strict=True):
+        peer["carrier"] = carrier
+    out = run("peers", "--gateway", small_mesh.url)[1]
+    assert "near\tnode\tdirect\t" in out
+    assert "away\tnode\t-\t" in out
+    assert "way-in\tbootstrap\tlibp2p\t" in out
+
+
 def test_models(run, small_mesh):
     assert run("models", "--gateway", small_mesh.url)[1].splitlines()[1:] == ["m\t1\t1\t2\t1", "n\t0\t0\t0\t0"]
     value = json.loads(run("models", "--json", "--gateway", small_mesh.url)[1])
@@ -176,3 +186,8 @@ def test_doctor_gets_what_the_operator_named(run, monkeypatch, tmp_path):
     named, plain = seen
     assert (named.bootstrap, named.models, named.device, named.gateway) == (["a", "b"], {"m": tmp_path}, "cpu", "http://host:1")
     assert (named.gateway_named, plain.gateway_named, plain.bootstrap) == (True, False, ["c"])
+
+
+def test_the_network_is_imported_only_where_it_is_used():
+    code = "import bootstrap.command, sys; sys.exit('libp2p' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,6 +1,8 @@
 import json
+import secrets
 
 import httpx2
+import msgspec
 import pytest
 import trio
 from websockets.exceptions import ConnectionClosed
@@ -11,6 +13,7 @@ from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
 from mesh.http import serve
 from mesh.messages.inference import Accepted, Delta
+from mesh.messages.link import ModelLoad
 
 
 class Served:
@@ -173,8 +176,25 @@ async def test_peers_are_listed_with_their_models(served, http, mesh):
     node = await mesh.node()
     peers = (await http.get(f"{served.url}/v1/mesh/peers")).json()["peers"]
     found = next(peer for peer in peers if peer["peer_id"] == node.peer_id)
-    assert (found["role"], found["linked"], found["name"]) == ("node", True, "node-1")
+    assert (found["role"], found["linked"], found["name"], found["carrier"]) == ("node", True, "node-1", "memory")
     assert [(model["id"], model["state"], model["slots"]) for model in found["models"]] == [("m", "ready", 4)]
+
+
+async def test_a_node_with_64_models_serves_them_all(served, http, mesh, words):
+    names = tuple(f"organisation/Model-{number}-Instruct" for number in range(64))
+    node = await mesh.node(models=names)
+    full = [
+        msgspec.structs.replace(entry, weights_digest=secrets.token_hex(32), numerics=secrets.token_hex(16), backend="torch")
+        for entry in node.models
+    ]
+    node.peer.announce(full, {entry.id: ModelLoad(state="ready", slots=4) for entry in full})
+    await mesh.until(lambda: all(entry.numerics for entry in mesh.gateway.registry.catalog()))
+    listed = (await http.get(f"{served.url}/v1/models")).json()["data"]
+    assert [entry["id"] for entry in listed] == sorted(names)
+    for name in names[::21]:
+        body = {"model": name, "messages": [{"role": "user", "content": "x"}]}
+        answer = (await http.post(f"{served.url}/v1/chat/completions", json=body)).json()
+        assert answer["choices"][0]["message"]["content"] == "".join(words)
 
 
 async def test_openai_errors_of_dispatch_reach_the_client(served, http, mesh, failing):

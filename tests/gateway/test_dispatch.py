@@ -140,6 +140,18 @@ async def test_a_loss_after_the_first_token_ends_the_stream_once(autojump_clock,
     assert dispatch.totals.failed == 1
 
 
+async def test_an_answer_in_one_piece_survives_a_loss_in_its_middle(autojump_clock, mesh, failing):
+    one, two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script.append(failing(BackendFailed("dead", code="worker_died"), after=2))
+    events: list = []
+    await dispatch_of(mesh).infer(request(stream=False), events.append)
+    assert isinstance(events[0], Accepted)
+    assert (events[0].node, events[0].attempts) == (two.peer_id, 2)
+    assert isinstance(events[-1], Done)
+    offsets = [event.offset for event in events if isinstance(event, Delta)]
+    assert offsets == sorted(set(offsets)), "nothing of the first node's answer is left"
+
+
 async def test_a_stream_that_stalls_is_interrupted(autojump_clock, mesh):
     async def stall(request, emit):
         for offset in range(100):

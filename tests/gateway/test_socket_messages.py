@@ -35,6 +35,16 @@ def test_messages_are_told_apart_by_type():
         ('{"type": "inference", "inputs": "x"}', "model"),
         ('{"type": "inference", "model": "m", "inputs": "x", "parameters": {"temperature": 3}}', r"\$\.parameters\.temperature"),
         ('{"type": "inference", "model": "m", "inputs": "x", "parameters": {"max_tokens": 0}}', r"\$\.parameters\.max_tokens"),
+        (
+            '{"type": "inference", "model": "m", "parameters": {"max_length": 18446744073709551616}}',
+            r"\$\.parameters\.max_length",
+        ),
+        ('{"type": "inference", "model": "m", "parameters": {"top_k": 2147483648}}', r"\$\.parameters\.top_k"),
+        ('{"type": "inference", "model": "m", "parameters": {"seed": 9223372036854775808}}', r"\$\.parameters\.seed"),
+        (
+            '{"type": "inference", "model": "m", "messages": [{"role": "wizard", "content": "x"}]}',
+            r"\$\.messages\[0\]\.role",
+        ),
         ('{"type": "cancel"}', "request_id"),
     ],
 )

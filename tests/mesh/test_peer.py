@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -376,6 +377,18 @@ async def test_leaving_is_known_at_once_and_lets_requests_finish(autojump_clock)
         assert events == [DONE]
 
 
+async def test_close_ends_every_link_after_its_goodbye_was_read(autojump_clock):
+    async with town() as here:
+        bootstrap = await here.add("bootstrap")
+        node = await here.add("node", bootstrap)
+        gateway = await here.add("gateway", bootstrap)
+        await until(lambda: served(gateway))
+        await node.close("done for today")
+        here.scopes[node.instance].cancel()
+        assert node.links == {}
+        await until(lambda: node.peer_id not in bootstrap.registry.peers and node.peer_id not in gateway.registry.peers)
+
+
 async def test_a_peer_that_left_takes_no_links(autojump_clock):
     async with town() as here:
         bootstrap = await here.add("bootstrap")
@@ -511,7 +524,7 @@ async def test_more_models_than_fit_a_record_are_refused_and_the_peer_goes_on(au
     async with town() as here:
         bootstrap = await here.add("bootstrap")
         node = await here.add("node", bootstrap)
-        many = [ModelEntry(id=f"model {number} {'x' * 100}") for number in range(100)]
+        many = [ModelEntry(id=secrets.token_hex(100)) for _ in range(100)]
         with pytest.raises(Misconfigured, match="fewer models"):
             node.announce(many, {})
         await trio.sleep(RECORD_TTL)

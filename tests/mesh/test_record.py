@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+import zlib
+
 import msgspec
 import pytest
 
 from mesh.identity import Identity
-from mesh.messages.record import ModelEntry, NodeRecord, SealedRecord
-from mesh.record import CONTEXT, MAX_RECORD, MAX_TTL, RECORD_TTL, RecordError, open_record, read_unchecked, seal
+from mesh.messages.record import Capabilities, ModelEntry, NodeRecord, SealedRecord
+from mesh.record import CONTEXT, MAX_INFLATED, MAX_RECORD, MAX_TTL, RECORD_TTL, RecordError, open_record, read_unchecked, seal
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_what_is_sealed_opens_to_the_same(identity):
 
 def test_a_changed_byte_breaks_the_signature(identity):
     sealed = seal(identity, record_of(identity))
-    payload = sealed.payload.replace(b"test", b"tess")
+    payload = zlib.compress(zlib.decompress(sealed.payload).replace(b"test", b"tess"))
     with pytest.raises(RecordError, match="signature"):
         open_record(SealedRecord(payload, sealed.signature))
 
@@ -65,11 +68,30 @@ def test_only_its_own_peer_seals_a_record(identity):
 
 
 def test_a_record_over_the_limit_is_neither_sealed_nor_opened(identity):
-    large = record_of(identity, name="x" * MAX_RECORD)
-    with pytest.raises(RecordError, match="4096"):
+    large = record_of(identity, name=secrets.token_hex(MAX_RECORD))
+    with pytest.raises(RecordError, match="8192"):
         seal(identity, large)
-    with pytest.raises(RecordError, match="4096"):
+    with pytest.raises(RecordError, match="8192"):
         open_record(signed(identity, msgspec.msgpack.encode(large)))
+
+
+def test_a_record_that_inflates_without_end_is_neither_sealed_nor_opened(identity):
+    large = record_of(identity, name="x" * MAX_INFLATED)
+    with pytest.raises(RecordError, match="65536"):
+        seal(identity, large)
+    with pytest.raises(RecordError, match="65536"):
+        read_unchecked(signed(identity, zlib.compress(msgspec.msgpack.encode(large))))
+
+
+def test_a_damaged_deflated_record_is_refused(identity):
+    payload = seal(identity, record_of(identity)).payload
+    for damaged in (payload[:-1], payload + b"x", payload[:20] + b"\xff\xff\xff" + payload[23:], b"\x78"):
+        with pytest.raises(RecordError, match=r"cut|not a record"):
+            read_unchecked(signed(identity, damaged))
+
+
+def test_a_record_that_is_not_deflated_is_read_too(identity):
+    assert open_record(signed(identity, msgspec.msgpack.encode(record_of(identity)))) == record_of(identity)
 
 
 @pytest.mark.parametrize("ttl", [0, -1, MAX_TTL + 1])
@@ -108,11 +130,20 @@ def test_fields_of_a_newer_version_are_ignored(identity):
     assert open_record(signed(identity, msgspec.msgpack.encode(fields))) == record_of(identity)
 
 
-def test_a_dozen_models_as_they_are_fit_a_record(identity):
+def test_sixty_four_models_as_they_are_fit_a_record(identity):
     models = [
         ModelEntry(
-            id=f"some-model-{number}-instruct", context_length=8192, state="ready", weights_digest="d" * 64, backend="torch"
+            id=f"some-organisation/Some-Model-{number}.5-{number}B-Instruct",
+            aliases=[f"model-{number}"],
+            context_length=8192 * (number + 1),
+            state="ready",
+            weights_digest=secrets.token_hex(32),
+            numerics=secrets.token_hex(16),
+            backend="torch",
+            created=1_700_000_000 + 1000 * number,
+            capabilities=Capabilities(tasks=["chat", "completion"], hardware_types=["cuda"], protocols=["infermesh"]),
         )
-        for number in range(12)
+        for number in range(64)
     ]
-    assert len(seal(identity, record_of(identity, models=models)).payload) < MAX_RECORD
+    record = record_of(identity, models=models, addresses=[f"/ip4/10.0.0.{n}/tcp/4001/p2p/{identity.peer_id}" for n in range(8)])
+    assert open_record(seal(identity, record)) == record

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import resource
 import signal
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.runtime import PARENT_FD, display_name
+from mesh.runtime import OPEN_FILES, PARENT_FD, display_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -294,3 +295,22 @@ def test_rooms_from_two_folders_are_refused(start, tmp_path):
 def test_display_name():
     assert display_name("mine", "12D3KooWabcdefgh") == "mine"
     assert display_name("", "12D3KooWabcdefgh").endswith("-abcdefgh")
+
+
+LIMITED = """
+import resource
+async def serve(program, config):
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((64, 4096), "4096 4096"), ((4096, 4096), "4096 4096"), ((64, OPEN_FILES + 1), f"{OPEN_FILES} {OPEN_FILES + 1}")],
+)
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may(tmp_path, before, after):
+    if before[1] > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
+        pytest.skip("this process may open fewer files")
+    program = Started(tmp_path, LIMITED, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, before))
+    _, errors = program.process.communicate(timeout=20)
+    assert after in errors

@@ -32,6 +32,11 @@ def test_a_signal_is_named() -> None:
     assert cause_of_death(-199, []).startswith("killed by signal 199")
 
 
+def test_what_went_well_is_no_cause() -> None:
+    assert cause_of_death(-signal.SIGKILL, ["cannot open it", "INFO main: ready"]) == "killed by SIGKILL: cannot open it"
+    assert cause_of_death(-signal.SIGKILL, ["INFO main: ready", "DEBUG main: step"]) == "killed by SIGKILL without a word"
+
+
 def test_the_kernel_is_blamed_only_when_memory_ran_out() -> None:
     assert "by the kernel" in cause_of_death(-signal.SIGKILL, [], memory_ran_out=True)
     assert "by the kernel" not in cause_of_death(-signal.SIGTERM, [], memory_ran_out=True)

@@ -33,6 +33,7 @@ VALUES = {
     "bootstrap": [[PEERS[0]], [PEERS[1], PEERS[2]], PEERS],
     "listen": [["/ip4/127.0.0.1/tcp/1"], ["/ip4/127.0.0.1/tcp/2", "/ip6/::1/tcp/3/ws"], ["/ip4/127.0.0.1/tcp/3"]],
     "mdns": [False, False, False],
+    "direct": [False, False, False],
     "mesh": ["a", "b", "c"],
     "name": ["a", "b", "c"],
     "state_dir": ["/a", "/b", "/c"],
@@ -132,7 +133,7 @@ def test_documented_variables_are_read_and_weaker_than_ours(name, tmp_path):
     sources.give("environment", name, VALUES[name][0], variable=last)
     assert getattr(sources.load(), name) == VALUES[name][0]
     for variable in range(last):
-        other = KEYS[name].default if name == "mdns" else VALUES[name][1]
+        other = KEYS[name].default if KEYS[name].shape == "switch" else VALUES[name][1]
         sources.give("environment", name, other, variable=variable)
         assert getattr(sources.load(), name) == other
         del sources.environ[KEYS[name].variables[variable]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 
 from mesh.errors import BadRequest
 from mesh.http import Request
-from mesh.openai.parse import parse_chat, parse_completion
+from mesh.openai.parse import MAX_DEPTH, parse_chat, parse_completion
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -145,6 +146,26 @@ def test_what_asks_for_nothing_is_accepted():
         "user": "me",
     }
     assert parse_chat(request({**CHAT, **neutral})).ignored == []
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+def test_an_integer_that_cannot_travel_is_refused(number):
+    error = refused(tool_call({"a": [{"b": number}]}))
+    assert (error.status, error.param, error.code) == (400, "messages[0].tool_calls[0]", "out_of_range")
+    assert parse_chat(request(tool_call({"a": [2**64 - 1, -(2**63), 1.5, None, True]}))).body.messages
+
+
+def test_a_deep_tool_call_is_refused():
+    deep: object = 1
+    for _ in range(MAX_DEPTH):
+        deep = [deep]
+    error = refused(tool_call({"a": deep}))
+    assert (error.status, error.param) == (400, "messages[0].tool_calls[0]")
+    assert "deeper than 32 levels" in error.message
+
+
+def tool_call(call):
+    return json.dumps({**CHAT, "messages": [{"role": "assistant", "tool_calls": [call]}]}).encode()
 
 
 def test_unknown_names_are_ignored_and_told():

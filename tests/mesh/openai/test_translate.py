@@ -25,7 +25,7 @@ def chat(**fields: Any) -> InferenceRequest:
 def test_chat_defaults():
     assert chat() == InferenceRequest(
         request_id="0-1", model="m", task="chat", messages=[USER], max_tokens=512, temperature=0.7, top_p=0.9, top_k=50,
-        seed=42, created=100,
+        seed=42, created=100, stream=False,
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_completion_defaults():
     made = completion_inference(parse_completion(request({"model": "m", "prompt": ["x"]})).body, IDENTITY)
     assert made == InferenceRequest(
         request_id="0-1", model="m", task="completion", prompt="x", max_tokens=16, temperature=1.0, top_p=1.0, top_k=0,
-        seed=42, created=100,
+        seed=42, created=100, stream=False,
     )  # fmt: skip
 
 

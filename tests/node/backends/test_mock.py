@@ -92,6 +92,14 @@ async def test_the_context_bounds_prompt_and_answer(start, ask) -> None:
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
 
 
+async def test_max_length_counts_the_prompt(start, ask) -> None:
+    backend = await start(length=100)
+    _, done = await answer(backend, ask("a b c d e", max_length=9, max_tokens=50))
+    assert (done.usage.completion_tokens, done.finish_reason) == (4, "length")
+    with pytest.raises(BadRequest, match="max_length"):
+        await backend.infer(ask("a b c d e", max_length=5), lambda event: None)
+
+
 async def test_time_passes_as_the_knobs_say(start, ask, autojump_clock) -> None:
     backend = await start(tokens_per_second=10, first_token_ms=300, length=11, slots=1)
     times = []

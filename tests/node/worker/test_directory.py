@@ -46,6 +46,15 @@ def cut_short(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
 
 
+def stopped_download(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+
+
+def header_without_offsets(folder: Path) -> None:
+    header = b'{"weight":{"dtype":"F32"}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 def disguised_pickle(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x80\x04\x95" + bytes(200))
 
@@ -59,6 +68,8 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (only_pickle, "pickle .pytorch_model.bin.*safetensors"),
     (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
     (cut_short, "cut short"),
+    (stopped_download, r"cut short: \d+ of \d+ bytes; fetch it again"),
+    (header_without_offsets, "broken header"),
     (disguised_pickle, "not a safetensors file"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b""), "not a safetensors file"),
     (lambda folder: shard(folder, ["model-1.safetensors", "model-2.safetensors"]), "lacks the shard model-2.safetensors"),

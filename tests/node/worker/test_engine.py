@@ -131,6 +131,11 @@ def test_max_tokens_is_what_the_context_leaves(make_driver: Any, prompts: list[l
     assert driver.outcomes[free].ids == driver.outcomes[capped].ids
 
 
+def test_max_length_counts_the_prompt(make_driver: Any, prompts: list[list[int]]) -> None:
+    outcome = make_driver().answer(prompt=prompts[7], max_length=len(prompts[7]) + 3, max_tokens=10)
+    assert (len(outcome.ids), outcome.last.finish_reason) == (3, "length")
+
+
 def test_stop_string_ends_the_text_before_it(make_driver: Any) -> None:
     driver = make_driver()
     whole = driver.answer(prompt="The engine", temperature=1.0, seed=5, max_tokens=60).text
@@ -146,6 +151,7 @@ BAD = [
     ({"prompt": [5, 512]}, "invalid_request", "prompt"),
     ({"prompt": [-1]}, "invalid_request", "prompt"),
     ({"prompt": [5] * 512}, "context_length_exceeded", "prompt"),
+    ({"prompt": [5] * 8, "max_length": 8}, "invalid_request", "max_length"),
     ({"prompt": "x", "max_tokens": 0}, "invalid_request", "max_tokens"),
     ({"prompt": "x", "temperature": -0.1}, "invalid_request", "temperature"),
     ({"prompt": "x", "temperature": float("nan")}, "invalid_request", "temperature"),

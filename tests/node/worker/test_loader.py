@@ -58,6 +58,19 @@ def test_a_missing_tensor_is_refused(folder: Path) -> None:
         load(Options(path=folder, device="cpu"), ignore)
 
 
+def test_weights_of_another_shape_are_refused_by_name(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] * 2}))
+    with pytest.raises(Misconfigured, match=r"do not fit its config.json \(model\.layers\.0\.mlp\.\w+\.weight has another shape"):
+        load(Options(path=folder, device="cpu"), ignore)
+
+
+def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"a": 1}')
+    with pytest.raises(Misconfigured, match=r"tokenizer of .* cannot be loaded \(\w+: .*tokenizer files into it again"):
+        load(Options(path=folder, device="cpu"), ignore)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -36,6 +36,13 @@ def plain_survivors(logits: list[float], draw: Draw) -> list[int]:
     return sorted(order)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-300, 1e-9])
+def test_a_temperature_too_cold_to_divide_by_is_greedy(temperature):
+    logits = rows(4, 3.0)
+    draws = [Draw(temperature=temperature, top_k=50, top_p=0.9, seed=seed) for seed in range(4)]
+    assert sample(logits, draws) == logits.argmax(-1).tolist()
+
+
 CUTS = [
     (0, 1.0),
     (1, 1.0),

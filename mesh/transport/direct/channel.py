@@ -1,0 +1,106 @@
+"""A channel over one TLS connection.
+
+1. A cancelled `send_all` leaves half a record behind: the channel is lost then. A link never cancels one but to end itself.
+2. TLS's own end mark is not used, as a link marks its ends itself: the end of the connection reads as `b""`.
+3. A clean close ends our sending direction, then reads and drops what still comes until the other side ends too, for at most
+   `CLOSE_GRACE` seconds: closing a socket with unread bytes would take back our last words.
+4. `abort` closes the raw socket at once, unsent bytes included.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from mesh.transport.base import Channel
+from mesh.transport.libp2p.addresses import remote_multiaddr
+
+if TYPE_CHECKING:
+    from mesh.identity import PeerId
+
+CLOSE_GRACE = 1.0
+_READ_SIZE = 64 * 1024
+_LINGER_NONE = struct.pack("ii", 1, 0)
+_LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+TlsStream = trio.SSLStream[trio.SocketStream]
+
+
+class DirectChannel(Channel):
+    """See the head of this file. Takes over a connection whose handshake is done."""
+
+    carrier = "direct"
+
+    def __init__(self, stream: TlsStream, peer_id: PeerId) -> None:
+        """Raises OSError when the connection is gone already."""
+        self.peer_id = peer_id
+        self._tls = stream
+        self._tcp = stream.transport_stream
+        self.remote_address = remote_multiaddr(*self._tcp.socket.getpeername()[:2])
+        self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._closing = False
+        self._finished = False
+        self._reading = False
+        self._reader_left = trio.Event()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """As `trio.abc.ReceiveStream` says."""
+        self._check_open()
+        self._reading = True
+        try:
+            data = await self._tls.receive_some(max_bytes)
+            while data and self._closing:
+                data = await self._tls.receive_some(max_bytes)
+            self._finished = not data
+        finally:
+            self._reading = False
+            self._reader_left.set()
+        self._check_open()
+        return bytes(data)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """As `trio.abc.SendStream` says."""
+        self._check_open()
+        await self._tls.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As `trio.abc.SendStream` says."""
+        await self._tls.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """End the connection, cleanly when that takes no longer than `CLOSE_GRACE`."""
+        try:
+            if not self._closing:
+                self._closing = True
+                with trio.move_on_after(CLOSE_GRACE), suppress(*_LOST, trio.BusyResourceError):
+                    await self._tcp.send_eof()
+                    await self._read_rest()
+        finally:
+            self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """As `Channel` says."""
+        self._closing = True
+        if not self._finished:
+            # Without lingering: bytes for a peer that hangs would occupy the kernel for minutes.
+            with suppress(OSError):
+                self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        self._tcp.socket.close()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise trio.ClosedResourceError("this channel was closed")
+
+    async def _read_rest(self) -> None:
+        if self._reading:
+            self._reader_left = trio.Event()
+            await self._reader_left.wait()
+        else:
+            while await self._tls.receive_some(_READ_SIZE):
+                pass
+            self._finished = True
