@@ -134,6 +134,7 @@ def _add_route(verbs: _Verbs) -> None:
 def _add_doctor(verbs: _Verbs) -> None:
     verb = _add(verbs, "doctor", "check what usually goes wrong, and say what to do")
     verb.add_argument("--bootstrap", action="append", metavar="ADDR", help="try to reach this peer; may be repeated")
+    verb.add_argument("--mesh", metavar="NAME", help="look into this mesh: who is there, or why nobody is found")
     verb.add_argument("--model", action="append", default=[], type=_pair, metavar="ID=PATH", help="look at this model directory")
     verb.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:N (default: auto)")
     _add_gateway(verb)
@@ -246,6 +247,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         gateway=gateway_url(_chosen_gateway(arguments)),
         gateway_named=_chosen_gateway(arguments) != DEFAULT_GATEWAY,
         bootstrap=bootstrap,
+        mesh=arguments.mesh,
         models=dict(arguments.model),
         device=arguments.device,
     )

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MDNS_LIMIT = 3.0
 DIAL_LIMIT = 5.0
+JOIN_LIMIT = 8.0
+"""Seconds that the look into a mesh takes when it finds nobody."""
 
 _EXTRAS = ("jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 _PORTS: Mapping[int, Role] = {8000: "gateway", 8100: "node", 8101: "node", 4001: "bootstrap"}
@@ -59,13 +61,15 @@ class DoctorSettings:
     gateway: str
     gateway_named: bool = False
     bootstrap: Sequence[str] = ()
+    mesh: str | None = None
+    """The mesh to look into; None: only when a bootstrap address is given, and then the default one."""
     models: Mapping[str, Path] = field(default_factory=dict)
     device: str = "auto"
     ports: Mapping[int, Role] = field(default_factory=lambda: dict(_PORTS))
 
 
 async def examine(settings: DoctorSettings) -> list[Finding]:
-    """Run every check. Findings come in a fixed order; takes at most about `DIAL_LIMIT` seconds."""
+    """Run every check. Findings come in a fixed order; takes at most about `JOIN_LIMIT` seconds."""
     checks: list[Callable[[], Awaitable[Finding]]] = [
         _python,
         _installation,
@@ -74,6 +78,7 @@ async def examine(settings: DoctorSettings) -> list[Finding]:
         *(partial(_port, port, role) for port, role in settings.ports.items()),
         _mdns,
         *(partial(_bootstrap, address) for address in settings.bootstrap),
+        *([partial(_mesh, settings)] if settings.bootstrap or settings.mesh is not None else []),
         *(partial(_model, name, path) for name, path in settings.models.items()),
         partial(_gateway, settings.gateway, settings.gateway_named),
     ]
@@ -142,7 +147,7 @@ async def _mdns() -> Finding:
     try:
         with trio.move_on_after(MDNS_LIMIT):
             async with trio.open_nursery() as nursery:
-                await nursery.start(listener.run, lambda _: heard.set())
+                await nursery.start(listener.run, lambda found: heard.set() if found.mesh == mesh else None)
                 await nursery.start(speaker.run, lambda _: None)
                 await heard.wait()
                 nursery.cancel_scope.cancel()
@@ -196,6 +201,22 @@ async def _dial(address: str) -> None:
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+async def _mesh(settings: DoctorSettings) -> Finding:
+    """Join the mesh for a moment, as a client would, and tell who is there or why nobody is."""
+    # Late, for the same reason as above.
+    from mesh.client import MeshClient, Patience
+
+    mesh = "default" if settings.mesh is None else settings.mesh
+    try:
+        async with MeshClient(bootstrap=settings.bootstrap, mesh=mesh, patience=Patience(find=JOIN_LIMIT)) as client:
+            models = await client.models()
+            nodes = client.nodes()
+    except MeshError as error:
+        return Finding(f"mesh {mesh}", "fail", error.message, "each sentence says what to do")
+    found = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} found, serving {', '.join(model.id for model in models)}"
+    return Finding(f"mesh {mesh}", "ok", found)
 
 
 async def _model(name: str, path: Path) -> Finding:

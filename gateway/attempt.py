@@ -2,7 +2,8 @@
 
 1. The client sees at most one `Accepted`: it is held back until the first `Delta` or `Done`, so that it names the node that won.
 2. After the first `Delta` the answer belongs to that node: what another attempt would say is never mixed in. An answer that is
-   taken in one piece is held back until its `Done`: until then the next attempt may start over.
+   taken in one piece is held back until its `Done`: until then the next attempt may start over. One that grows over `MAX_HELD`
+   events or `MAX_HELD_CHARACTERS` is not held any longer.
 3. `Delivery.tokens` counts what the client has of each choice: where another node would have to go on.
 4. An attempt has one time limit at a time: until the first token, counted anew from `Accepted`; then between two tokens.
 """
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from mesh.service import Emit
 
 
+MAX_HELD = 16_384
+MAX_HELD_CHARACTERS = 1024 * 1024
+
+
 class Delivery:
     """What the client has got so far."""
 
@@ -32,6 +37,7 @@ class Delivery:
         self._emit = emit
         self._streamed = streamed
         self._held: list[Event] = []
+        self._characters = 0
         self.deadline = math.inf
         self.attempts = 0
         self.node: PeerId | None = None
@@ -53,6 +59,7 @@ class Delivery:
         self.node = node
         self.tokens.clear()
         self._held.clear()
+        self._characters = 0
         self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts))
 
     def emit(self, event: Event) -> None:
@@ -61,7 +68,9 @@ class Delivery:
             self._emit(event)
             return
         self._held.append(event)
-        if self.ended:
+        self._characters += len(event.text) if isinstance(event, Delta) else 0
+        if self.ended or len(self._held) > MAX_HELD or self._characters > MAX_HELD_CHARACTERS:
+            self._streamed = True
             held, self._held = self._held, []
             for one in held:
                 self._emit(one)

@@ -63,6 +63,7 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         bootstrap=program.access.bootstrap,
         mdns=config.mdns,
         access=program.access,
+        links_per_model=config.links_per_model,
     )
     direct = DirectTransport(program.identity, config.listen) if config.direct else None
     return Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from gateway.routing.policies import DEFAULT_POLICY, POLICIES
+from mesh.best_links import LINKS_PER_MODEL
 from mesh.config import CommonConfig, Option
 from mesh.errors import Misconfigured
 
@@ -41,6 +42,11 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
             check=_check_strategy,
         ),
     ] = DEFAULT_POLICY
+    links_per_model: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1024),
+        Option(help="Nodes of one model that are linked at most: the best ones.", metavar="K"),
+    ] = LINKS_PER_MODEL
     max_requests: Annotated[
         int, msgspec.Meta(ge=1), Option(help="Requests under way at once; further ones are answered with 429.")
     ] = 1024

@@ -32,7 +32,7 @@ from gateway.socket_messages import (
     request_id_in,
     request_of,
 )
-from mesh.errors import Busy, Conflict, MeshError, NotFound
+from mesh.errors import BackendFailed, Busy, Conflict, MeshError, NotFound
 from mesh.http import error_body
 from mesh.messages.inference import Accepted, Delta, Done
 
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from mesh.service import InferenceService
 
 MAX_REQUESTS = 64
+MAX_REPLY_CHARACTERS = 1024 * 1024
+"""In one answer that is not streamed: what one message may hold."""
 ANONYMOUS = "anonymous"
 
 logger = logging.getLogger(__name__)
@@ -155,7 +157,10 @@ class Session:
 
     async def _answer(self, answer: _Answer, message: Inference) -> None:
         try:
-            await self._service.infer(request_of(message, tenant=ANONYMOUS), answer.emit)
+            with answer.scope:
+                await self._service.infer(request_of(message, tenant=ANONYMOUS), answer.emit)
+            if answer.scope.cancel_called:
+                answer.fail(BackendFailed("the answer grew too long for one message; ask for a stream", code="reply_too_large"))
         except MeshError as error:
             answer.fail(error)
         except Exception:
@@ -179,7 +184,10 @@ class _Answer:
         self._id = request_id
         self._message = message
         self._text: list[str] = []
+        self._characters = 0
         self.ended = False
+        self.scope = trio.CancelScope()
+        """Cancelled when the answer grows over `MAX_REPLY_CHARACTERS`."""
 
     def emit(self, event: Event) -> None:
         """Send what the client should see of the event."""
@@ -204,9 +212,18 @@ class _Answer:
         if self._message.stream:
             self._send("inference_chunk", request_id=self._id, chunk=event.text, index=event.offset, tokens=len(event.token_ids))
         else:
-            self._text.append(event.text)
+            self._collect(event.text)
+
+    def _collect(self, text: str) -> None:
+        self._characters += len(text)
+        if self._characters > MAX_REPLY_CHARACTERS:
+            self.scope.cancel()
+        else:
+            self._text.append(text)
 
     def _on_done(self, event: Done) -> None:
+        if self.scope.cancel_called:
+            return
         self.ended = True
         usage = event.usage
         total = usage.prompt_tokens + usage.completion_tokens

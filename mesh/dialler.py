@@ -46,6 +46,8 @@ class Target:
     backoff: Backoff = field(default_factory=Backoff)
     refusal: Denied | None = None
     """Why the last try was refused, if it was."""
+    failing: bool = False
+    """Its last try came to nothing."""
 
     @property
     def label(self) -> str:
@@ -64,7 +66,10 @@ class Dialler:
         connect: Callable[[Target], Awaitable[None]],
         link_of: Callable[[PeerId], Link | None],
         trail: Trail,
+        failed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`failed` is told when a target's tries begin to come to nothing."""
+        self._told_of_failure = failed
         self._connect = connect
         self._link_of = link_of
         self._trail = trail
@@ -83,12 +88,18 @@ class Dialler:
             target.backoff.reset()
             target.news.set()
 
-    def drop(self, peer_id: PeerId) -> None:
-        """Nobody vouches for this peer any more."""
+    def drop(self, peer_id: PeerId) -> bool:
+        """Dial this peer no more, until somebody wants it again. False when nobody did, or it is a bootstrap peer."""
         target = self._targets.get(peer_id)
-        if target is not None and target.until is not None:
-            target.until = 0.0
-            target.news.set()
+        if target is None or target.until is None:
+            return False
+        target.until = 0.0
+        target.news.set()
+        return True
+
+    def target(self, peer_id: PeerId) -> Target | None:
+        """What is being kept for this peer; None when nobody wants a link to it."""
+        return self._targets.get(peer_id)
 
     def want(self, nursery: trio.Nursery, peer_id: PeerId, way: str, addresses: Sequence[str], until: float) -> None:
         """Keep a link to a peer until a time on trio's clock. News about a known target refresh it."""
@@ -165,6 +176,9 @@ class Dialler:
         target.tried.set()
 
     def _failed(self, target: Target, error: MeshError, *, for_long: bool) -> None:
+        if not target.failing:
+            target.failing = True
+            self._told_of_failure()
         if for_long:
             target.backoff.give_up_for_long()
         news = self._trail.add(target.way, target.label, error.message, code=error.code)

@@ -1,6 +1,7 @@
 """Peer exchange: who tells whom about whom, in pieces that fit a frame.
 
-1. A node needs no records of other nodes; everybody else hears of everybody: n nodes and g gateways move n x g records.
+1. A node needs no records of other nodes unless it asks them; everybody else hears of everybody: n nodes and g gateways move
+   n x g records. Nobody needs records of clients.
 2. Nobody is told about itself, unless we hold a newer record of it than its hello had: it then knows that its clock went back.
 3. A change waits `WINDOW` seconds for others, and goes to everybody but the one it came from.
 """
@@ -26,6 +27,8 @@ MAX_RECORDS = 1_000
 CHUNK = 240 * 1024
 """Bytes of records in one message: under the writer's frame target."""
 WINDOW = 0.1
+ASKS = "asks"
+"""Stands among the features in the hello of a peer that asks nodes, whatever its role."""
 
 
 class Exchange:
@@ -66,11 +69,11 @@ class Exchange:
 def _interesting(view: PeerView, link: Link) -> bool:
     if view.peer_id == link.peer_id:
         return view.record.sequence > link.record.sequence
-    return _cares(link.record.role, view.record.role)
+    return _cares(link.record.role, view.record.role, asks=ASKS in link.hello.features)
 
 
-def _cares(listener: Role, subject: Role) -> bool:
-    return not (listener == "node" and subject == "node")
+def _cares(listener: Role, subject: Role, *, asks: bool) -> bool:
+    return subject != "client" and (asks or not listener == subject == "node")
 
 
 def _chunks(views: list[PeerView]) -> Iterator[list[PeerView]]:

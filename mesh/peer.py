@@ -1,6 +1,6 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
-1. A gateway dials every node it learns of; everybody keeps a link to each bootstrap address; two nodes need no link.
+1. Who asks (a gateway, a client) dials the best nodes of each model; everybody keeps a link to each bootstrap address.
 2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
    that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.addresses import by_peer, is_near, names
+from mesh.best_links import BestLinks, Hands
 from mesh.dialler import MAX_DIALS, Dialler, Target
 from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
-from mesh.exchange import MAX_RECORDS, Exchange
+from mesh.exchange import ASKS, MAX_RECORDS, Exchange
+from mesh.hearing import Hearing
 from mesh.key_spread import KeySpread
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
 from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
-from mesh.record import RECORD_TTL, RecordError, read_unchecked
+from mesh.record import RECORD_TTL
 from mesh.registry import Registry
 from mesh.sightings import mdns
 from mesh.trail import Trail
@@ -83,7 +85,8 @@ class Peer:
         self.trail = Trail()
         self.leaving = False
         self._transport = transport
-        self._discovery = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
+        ways = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
+        self._hearing = Hearing(ways, self.trail, self._sighted)
         self._bootstrap = by_peer(settings.bootstrap)
         self._load: dict[str, ModelLoad] = {}
         self._own = OwnRecord(settings)
@@ -96,12 +99,17 @@ class Peer:
             heard=self._hear,
         )
         self._exchange = Exchange(self.registry, lambda: self.links.values())
-        self._dialler = Dialler(self._connect, self._link_of, self.trail)
-        self._keys = KeySpread(settings.access.keyring, self.links.values, self._dialler.retry)
-        self._direct = direct
+        self._keys = KeySpread(settings.access.keyring, self.links.values, lambda: self._dialler.retry())
         self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
+        self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
+        self._best = BestLinks(
+            self.registry,
+            Hands(dial=self._dial_node, drop=self._drop_node, state=self._dial_state),
+            own=settings.identity.peer_id,
+            limit=settings.links_per_model,
+        )
+        self._dialler = Dialler(self._connect, self._link_of, self.trail, self._best.changed)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
-        self._hearing = trio.CancelScope()
         self._open_links = 0
         self._nursery: trio.Nursery | None = None
 
@@ -125,6 +133,11 @@ class Peer:
         """Where others reach us: full multiaddrs, loopback first. Known once `run` has started."""
         return self._transport.addresses
 
+    @property
+    def every_link(self) -> list[Link]:
+        """Those in `links`, and those that only finish what runs on them."""
+        return self._upgrades.links
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
 
@@ -133,16 +146,18 @@ class Peer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._transport.run, self._accept)
-            if self._direct is not None:
-                await nursery.start(self._direct.run, self._accept)
+            await self._upgrades.listen(nursery, self._accept)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._keys.run)
-            nursery.start_soon(self._hear_all)
+            nursery.start_soon(self._hear_others)
+            nursery.start_soon(self._explain_isolation)
+            if self._asks:
+                self.registry.subscribe(lambda _event: self._best.changed())
+                nursery.start_soon(self._best.run)
             await self._dialler.hold_all(nursery, self._bootstrap)
             task_status.started()
-            nursery.start_soon(self._explain_isolation)
 
     def announce(self, models: list[ModelEntry], load: dict[str, ModelLoad]) -> None:
         """Say what we serve and how busy it is. Never blocks; everybody linked hears at once when something important changed.
@@ -165,7 +180,7 @@ class Peer:
         """
         self.leaving = True
         self._dialler.stop()
-        self._hearing.cancel()
+        self._hearing.stop()
         with trio.move_on_after(FAREWELL_LIMIT):
             async with trio.open_nursery() as nursery:
                 for link in self.links.values():
@@ -180,13 +195,20 @@ class Peer:
         if not self.leaving:
             await self.leave(reason)
         async with trio.open_nursery() as nursery:
-            for link in list(self.links.values()):
+            for link in self.every_link:
                 nursery.start_soon(link.close, reason)
+
+    def explain(self) -> list[str]:
+        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
+        if not self.links:
+            return self.trail.explain()
+        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
 
     # Our own record
 
     def _hello(self) -> Hello:
-        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=self._upgrades.features)
+        features = [*self._upgrades.features, ASKS] if self._asks else self._upgrades.features
+        return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
         """A new record, to everybody linked."""
@@ -236,6 +258,7 @@ class Peer:
         def up(link: Link) -> None:
             self._settle(link)
             target.tried.set()
+            target.failing = False
             self.trail.add(target.way, target.label, "is linked", found=True)
 
         if (objection := self.settings.access.objection(target.peer_id)) is not None:
@@ -307,7 +330,7 @@ class Peer:
         if known.dialled == new.dialled:
             return False
         if known.carrier != new.carrier:
-            return known.carrier == "direct"
+            return known.carrier == "direct" and self._upgrades.settling(known)
         return known.dialled == (self.peer_id < known.peer_id)
 
     def _install(self, link: Link) -> None:
@@ -367,14 +390,32 @@ class Peer:
         view = self.registry.learn(sealed, age=age)
         if view is not None:
             self._learned(view, link.peer_id)
-        elif _claims(sealed, self.peer_id) and self._own.outgrows(sealed):
+        elif self._own.outgrows(sealed):
             self._issue_again()
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
-        if self.role == "gateway" and view.record.role == "node":
-            way = "a record from " + source
-            self._want(view.peer_id, way, view.record.addresses, view.expires)
+        if self._asks and view.record.role == "node":
+            self._best.changed()
+            if self._dialler.target(view.peer_id) is not None:
+                self._dial_node(view)
+
+    def _dial_node(self, view: PeerView) -> None:
+        self._want(view.peer_id, "a record", view.record.addresses, view.expires)
+
+    def _drop_node(self, peer_id: PeerId) -> bool:
+        link = self.links.get(peer_id)
+        if (link is not None and not link.dialled) or not self._dialler.drop(peer_id):
+            return False
+        if link is not None:
+            self._start(link.close, "enough other nodes serve the same models")
+        return True
+
+    def _dial_state(self, peer_id: PeerId) -> tuple[bool, bool]:
+        if self.settings.access.refusal(peer_id) is not None:
+            return True, True  # A denied node takes no other's place and is never dialled.
+        target = self._dialler.target(peer_id)
+        return target is not None, target is not None and target.failing
 
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
@@ -382,46 +423,20 @@ class Peer:
         if peer_id != self.peer_id and self.settings.access.refusal(peer_id) is None:
             self._dialler.want(self._nursery, peer_id, way, own, until)
 
-    async def _hear_all(self) -> None:
-        with self._hearing:
-            # Without the key those who hear of us, and those whom we hear of, would only be refused.
-            await self._keys.keyed.wait()
-            async with trio.open_nursery() as nursery:
-                for name, factory in self._discovery.items():
-                    nursery.start_soon(self._hear_by, name, factory)
+    async def _hear_others(self) -> None:
+        # Without the key those who hear of us, and those whom we hear of, would only be refused.
+        await self._keys.keyed.wait()
+        await self._hearing.run(self)
 
-    async def _hear_by(self, name: str, factory: DiscoveryFactory) -> None:
-        self.trail.add(name, "the local network", "has heard of nobody yet")
-        try:
-            await factory(self).run(lambda sighting: self._sighted(name, sighting))
-        except MeshError as error:
-            self.trail.add(name, "the local network", error.message, code=error.code)
-            logger.warning("%s does not work: %s", name, error.message)
-        except Exception:
-            self.trail.add(name, "the local network", "it broke; the log says why", code="broken")
-            logger.exception("%s broke", name)
-
-    def _sighted(self, name: str, sighting: Sighting) -> None:
-        if sighting.peer_id == self.peer_id:
-            return
-        if sighting.mesh != self.mesh:
-            self.trail.add(name, sighting.peer_id, f"it is in mesh {sighting.mesh[:64]!r}, not {self.mesh!r}", code="other_mesh")
-            return
-        self.trail.add(name, "the local network", f"last heard of {sighting.role} {sighting.peer_id}")
-        if self.role == "gateway" and sighting.role == "node":
-            self._want(sighting.peer_id, name, list(sighting.addresses), trio.current_time() + RECORD_TTL)
+    def _sighted(self, way: str, sighting: Sighting) -> None:
+        known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
+        if self._asks and sighting.role == "node" and not known:
+            self._want(sighting.peer_id, way, list(sighting.addresses), trio.current_time() + RECORD_TTL)
 
     async def _explain_isolation(self) -> None:
-        if self.role == "bootstrap" and not self._bootstrap:
-            return
         await trio.sleep(ISOLATED_AFTER)
-        if not self.links and not self.leaving:
-            for sentence in self.trail.explain():
+        if self.role == "bootstrap" and not self._bootstrap and not self.links:
+            logger.info("nobody came yet; pass the others one of: %s", " ".join(f"--bootstrap {one}" for one in self.addresses))
+        elif not self.leaving:
+            for sentence in self.explain():
                 logger.warning("%s", sentence)
-
-
-def _claims(sealed: SealedRecord, peer_id: PeerId) -> bool:
-    try:
-        return read_unchecked(sealed).peer_id == peer_id
-    except RecordError:
-        return False

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mesh.access import Access
+from mesh.best_links import LINKS_PER_MODEL
 from mesh.link.proof import Credentials
 from mesh.messages.record import Hardware
 
@@ -28,6 +29,10 @@ class PeerSettings:
     hardware: Hardware = field(default_factory=Hardware)
     ports: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    asks: bool | None = None
+    """It dials the nodes that it learns of, to ask them. None: a gateway and a client do, the others do not."""
+    links_per_model: int = LINKS_PER_MODEL
+    """How many nodes of one model are linked at most, where it asks."""
 
     @property
     def credentials(self) -> Credentials | None:

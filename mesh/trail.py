@@ -1,7 +1,7 @@
 """Every way that was tried to find others, and what came of it: for the start-up log and for `mesh doctor`.
 
 1. Bounded: one entry per way and target, the latest outcome; the oldest go first.
-2. `explain` says in whole sentences why nobody was found and what to type next.
+2. `explain` says in whole sentences why nobody was found and what to type next; each cause has a sentence of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MAX_ENTRIES = 200
+MAX_SENTENCES = 12
+"""A log is read by people; what is over is counted."""
+LOCAL = "the local network"
+"""The target of ways that call to everybody."""
+
+_ADVICE = (
+    (
+        "another peer answers",
+        "Copy the address anew from the ready line of the peer you mean: its identity changed or the ID is wrong.",
+    ),
+    ("not of this mesh program", "It runs another libp2p program: check host and port."),
+    ("as a libp2p peer", "Some other program listens there: check the port, 4001 by default for `mesh-bootstrap`."),
+    ("connection refused", "Nothing listens there: start `mesh-bootstrap`, or correct the port to the one in its ready line."),
+    (
+        "no answer within",
+        "The machine is off, the host is wrong, or a firewall is between: open its TCP port, then `mesh doctor --bootstrap`.",
+    ),
+    ("no address is known for this name", "The host name does not exist: correct it or use the IP address."),
+    ("unreachable", "There is no route to it: check the IP address and this machine's network."),
+    ("no route to host", "There is no route to it: check the IP address and this machine's network."),
+)
+"""What to do, by what a dial said."""
+_GENERAL_ADVICE = "Check that it runs, that the address is the one it printed, and that no firewall is between: `mesh doctor`."
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,11 @@ class Trail:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def outcome(self, way: str, target: str) -> str:
+        """What came of it last; empty when it was not tried."""
+        entry = self._entries.get((way, target))
+        return entry.outcome if entry is not None else ""
+
     def add(self, way: str, target: str, outcome: str, *, code: str = "", found: bool = False) -> bool:
         """Note what came of a try. True when that is news: the last try ended otherwise."""
         last = self._entries.pop((way, target), None)
@@ -62,8 +90,27 @@ class Trail:
         """Sentences that say why nobody was found; empty when somebody was."""
         if any(entry.found for entry in self._entries.values()):
             return []
-        sentences = [_sentence(entry) for entry in self._entries.values()]
+        return [*self._failures(), *self._untried()]
+
+    def explain_no_node(self, links: int) -> list[str]:
+        """Sentences that say why no node was found, though `links` other peers are linked."""
+        known = (
+            f"Linked with {links} other peer{'s' if links != 1 else ''} of the mesh, but no node was heard of. "
+            "Start `mesh-node` with the same `--mesh` and `--bootstrap`, or see in its log why it cannot join."
+        )
+        return [known, *self._failures()]
+
+    def _failures(self) -> list[str]:
+        entries = [entry for entry in self._entries.values() if not entry.found]
+        # Where the operator said to look comes first.
+        entries.sort(key=lambda entry: entry.way != "bootstrap")
+        sentences = list(dict.fromkeys(_sentence(entry) for entry in entries))
+        more = len(sentences) - MAX_SENTENCES
+        return sentences if more <= 0 else [*sentences[:MAX_SENTENCES], f"And {more} more like these."]
+
+    def _untried(self) -> list[str]:
         ways = {entry.way for entry in self._entries.values()}
+        sentences = []
         if "bootstrap" not in ways:
             sentences.append(
                 "No bootstrap address was given. Start `mesh-bootstrap` on a machine that the others reach and pass the address "
@@ -76,6 +123,10 @@ class Trail:
 
 def _sentence(entry: TrailEntry) -> str:
     match entry.way, entry.code:
+        case "mdns", "other_mesh":
+            return (
+                f"{entry.target} was heard, but {entry.outcome}. Start both with the same `--mesh NAME` if they belong together."
+            )
         case _, "other_mesh":
             return f"{entry.target} answered, but {entry.outcome}."
         case _, "open_mesh":
@@ -85,16 +136,24 @@ def _sentence(entry: TrailEntry) -> str:
         case "bootstrap", "":
             return f"Bootstrap {entry.target}: {entry.outcome}."
         case "bootstrap", _:
-            return (
-                f"Bootstrap {entry.target} could not be used: {entry.outcome}. Check that it runs, that the address is the one "
-                "it printed, and that no firewall is between: `mesh doctor`."
-            )
+            return f"Bootstrap {entry.target} could not be used: {entry.outcome}. {_advice(entry.outcome)}"
         case "mdns", "":
             return (
-                f"mDNS {entry.outcome}. Many networks (guest Wi-Fi, containers, clouds) drop multicast: pass `--bootstrap "
-                "ADDRESS` instead."
+                f"mDNS {entry.outcome}. Either no other peer runs here, or the network (guest Wi-Fi, containers, clouds) drops "
+                "multicast between machines: start a node, or pass `--bootstrap ADDRESS`."
+            )
+        case "mdns", "heard":
+            return f"mDNS {entry.outcome}, but there is no link yet."
+        case "mdns", "deaf":
+            return (
+                f"mDNS {entry.outcome}: multicast is blocked on this machine. Allow UDP port 5353 in its firewall, or pass "
+                "`--bootstrap ADDRESS`."
             )
         case "mdns", _:
             return f"mDNS did not start: {entry.outcome}. Pass `--bootstrap ADDRESS` instead."
         case _:
             return f"{entry.target}, heard of by {entry.way}, could not be reached: {entry.outcome}."
+
+
+def _advice(outcome: str) -> str:
+    return next((advice for words, advice in _ADVICE if words in outcome), _GENERAL_ADVICE)

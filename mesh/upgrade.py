@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mesh.identity import PeerId
     from mesh.link import Link
-    from mesh.transport.base import Channel
+    from mesh.transport.base import Channel, Handler
     from mesh.transport.direct import DirectTransport
 
     Up = Callable[[Link], None]
@@ -43,6 +43,8 @@ OFFER_LIMIT = 5.0
 DRAIN_LIMIT = 3_600.0
 STEADY = 60.0
 """Seconds that a direct link must have lived not to count as a failed try."""
+SETTLING = 10.0
+"""Seconds that a dial may take, hello included."""
 MAX_FAILURES = 1_024
 """Processes whose failed tries are remembered, the latest."""
 
@@ -85,9 +87,24 @@ class Upgrades:
         """What our hello says."""
         return [FEATURE] if self._direct is not None else []
 
+    @property
+    def links(self) -> list[Link]:
+        """All that are up, those that drain included."""
+        return list(self._stages)
+
+    async def listen(self, nursery: trio.Nursery, handler: Handler) -> None:
+        """Start the direct listeners, if there are to be any. Raises Misconfigured when one cannot be bound."""
+        if self._direct is not None:
+            await nursery.start(self._direct.run, handler)
+
     def up(self, link: Link) -> None:
         """A link is up, whoever dialled it."""
         self._stages[link] = _Stage()
+
+    def settling(self, link: Link) -> bool:
+        """True while a dial that began before the link was up may still bring another one. Later ones mean that it is lost."""
+        stage = self._stages.get(link)
+        return stage is not None and trio.current_time() - stage.began < SETTLING
 
     def gone(self, link: Link) -> None:
         """A link ended."""

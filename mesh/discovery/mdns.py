@@ -48,12 +48,13 @@ class Mdns:
         """`addresses`: those that the transport really listens on. Raises Misconfigured when the mesh name is too long."""
         self.interfaces: list[str] = []
         """What it listens on, for people: `eth0 192.168.1.5`. Empty until `run` has started."""
+        self.heard_itself = not addresses
+        """Our own announcement came back: multicast works on this machine. True without addresses: nothing can come back."""
         self._peer_id = peer_id
-        self._mesh = mesh
         self._text = encode(Found(peer_id, list(addresses), mesh, role))
 
     async def run(self, found: Callable[[Found], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Announce and browse until cancelled; `found` is called for every peer heard of, perhaps repeatedly.
+        """Announce and browse until cancelled; `found` is called for every peer heard of, of whatever mesh, perhaps repeatedly.
 
         `started()` comes when it listens, before anything is announced. Raises Unavailable when no interface takes multicast.
         """
@@ -66,13 +67,16 @@ class Mdns:
         self.interfaces = [f"{interface.name} {interface.host}" for interface in usable]
         sender, receiver = trio.open_memory_channel[Found](MAX_PENDING)
         try:
-            listener = _Listener(self._peer_id, self._mesh, trio.lowlevel.current_trio_token(), sender)
+            listener = _Listener(trio.lowlevel.current_trio_token(), sender)
             await trio.to_thread.run_sync(lambda: ServiceBrowser(zeroconf, SERVICE, listener=listener))
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._announce, zeroconf, usable)
                 async for finding in receiver:
-                    found(finding)
+                    if finding.peer_id == self._peer_id:
+                        self.heard_itself = True
+                    else:
+                        found(finding)
         finally:
             receiver.close()
             with trio.move_on_after(GOODBYE_TIMEOUT, shield=True):
@@ -99,9 +103,7 @@ class Mdns:
 class _Listener(ServiceListener):  # type: ignore[misc]  # untyped base
     """Called by zeroconf in its browser's thread, where it may wait for an answer."""
 
-    def __init__(self, peer_id: PeerId, mesh: str, token: trio.lowlevel.TrioToken, sender: trio.MemorySendChannel[Found]) -> None:
-        self._peer_id = peer_id
-        self._mesh = mesh
+    def __init__(self, token: trio.lowlevel.TrioToken, sender: trio.MemorySendChannel[Found]) -> None:
         self._token = token
         self._sender = sender
 
@@ -115,7 +117,7 @@ class _Listener(ServiceListener):  # type: ignore[misc]  # untyped base
             _log.debug("an mDNS service is unreadable: %r", error)
             return
         finding = decode(service.text or b"")
-        if finding is not None and finding.mesh == self._mesh and finding.peer_id != self._peer_id:
+        if finding is not None:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._hand_over, finding)
 

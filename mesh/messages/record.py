@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Role = Literal["bootstrap", "node", "gateway"]
+Role = Literal["bootstrap", "node", "gateway", "client"]
 ModelState = Literal["ready", "asleep", "loading", "failed"]
 
 

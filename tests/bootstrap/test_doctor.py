@@ -6,12 +6,15 @@ import trio
 
 from bootstrap import doctor
 from bootstrap.doctor import DoctorSettings, examine
+from mesh.client import LibP2PInferenceNode
+from mesh.discovery.announcement import decode
 from mesh.errors import Misconfigured, Unavailable
 from mesh.identity import Identity
 from mesh.messages.record import Hardware
 from mesh.transport.libp2p import Libp2pTransport
 
 REAL_MDNS = doctor.Mdns.run
+REAL_MESH = doctor._mesh
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +23,14 @@ def _quick(monkeypatch):
         return Hardware(device="cpu", device_name="A Processor", memory_bytes=2**33, cpu_count=2)
 
     async def hear_at_once(self, found, *, task_status):
-        found(None)
+        found(decode(self._text))
         task_status.started()
         await trio.sleep_forever()
 
+    async def no_look(settings):
+        return doctor.Finding("mesh", "ok", "not looked into")
+
+    monkeypatch.setattr(doctor, "_mesh", no_look)
     monkeypatch.setattr(doctor, "discover", hardware)
     monkeypatch.setattr(doctor.Mdns, "run", hear_at_once)
 
@@ -127,6 +134,41 @@ async def test_a_bootstrap_peer_that_does_not(monkeypatch):
 async def test_a_bootstrap_address_that_is_none():
     found = (await findings(bootstrap=["host:4001"]))["bootstrap host:4001"]
     assert (found.result, found.advice) == ("fail", "copy the address from the peer's ready line")
+
+
+@pytest.fixture
+def look(monkeypatch):
+    monkeypatch.setattr(doctor, "_mesh", REAL_MESH)
+    monkeypatch.setattr(doctor, "JOIN_LIMIT", 4.0)
+
+
+async def test_a_look_into_a_mesh_tells_who_is_there(look, nursery):
+    async def words(request):
+        yield "word"
+
+    node = LibP2PInferenceNode({"enable_mdns": False, "mesh": "doctor-test", "listen": ["/ip4/127.0.0.1/tcp/0"]})
+    await node.start()
+    node.register_model("words", words)
+    try:
+        found = (await findings(bootstrap=[node.addresses[0]], mesh="doctor-test"))["mesh doctor-test"]
+    finally:
+        await node.stop()
+    assert (found.result, found.message) == ("ok", "1 node found, serving words")
+
+
+async def test_a_look_into_a_mesh_says_why_nobody_is_found(look):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{Identity.generate().peer_id}"
+        found = (await findings(bootstrap=[address], mesh="nobody-here"))["mesh nobody-here"]
+    assert found.result == "fail"
+    assert f"Bootstrap {address} could not be used" in found.message
+    assert "Nothing listens there" in found.message
+
+
+async def test_only_when_asked_a_mesh_is_looked_into():
+    assert "mesh" not in await findings()
+    assert "mesh" in await findings(mesh="some")
 
 
 async def test_model_directories(tmp_path):

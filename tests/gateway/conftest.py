@@ -123,6 +123,12 @@ class Mesh:
         await self.until(lambda: self._sees(node, state))
         return node
 
+    async def other_gateway(self) -> None:
+        """Add a second gateway and wait until the first has a link to it."""
+        other = self._peer("gateway", "other", list(self.gateway.addresses), None)
+        await self.nursery.start(other.run)
+        await self.until(lambda: other.identity.peer_id in self.gateway.links)
+
     def _sees(self, node: Node, state: str) -> bool:
         view = self.gateway.registry.peers.get(node.peer_id)
         if view is None or view.link is None:

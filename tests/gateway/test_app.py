@@ -8,6 +8,7 @@ import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
+from gateway import app, attempt, websocket
 from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
@@ -295,6 +296,19 @@ async def test_an_inference_in_one_piece_with_an_id_of_ours(opened, mesh, words)
         assert (result["model"], result["task"], result["result"]["text"]) == ("m", "text-generation", "".join(words))
 
 
+async def test_an_answer_in_one_piece_has_a_bound(opened, mesh, monkeypatch):
+    monkeypatch.setattr(websocket, "MAX_REPLY_CHARACTERS", 50)
+    monkeypatch.setattr(attempt, "MAX_HELD_CHARACTERS", 20)
+    node = await mesh.node(endless)
+    async with opened() as client:
+        await client.infer("r1", stream=False)
+        failed = await client.until("inference_error", request_id="r1")
+        assert failed["error"]["code"] == "reply_too_large"
+        await mesh.until(lambda: len(node.cancelled) == 1)
+        await client.infer("r2", stream=False)
+        assert (await client.next())["type"] == "inference_result"
+
+
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
@@ -449,3 +463,12 @@ async def test_a_client_id_has_a_bound(served, http):
         "sec-websocket-version": "13",
     }
     assert (await http.get(f"{served.url}/ws/{'x' * 200}", headers=headers)).status_code == 400
+
+
+async def test_a_gateway_that_knows_peers_but_no_node_says_what_to_start(mesh, nursery, caplog, monkeypatch):
+    monkeypatch.setattr(app, "LONELY_SECONDS", 0.1)
+    gateway = Gateway(mesh.gateway.registry, strategy="round_robin", limits=DispatchLimits(), max_requests=1)
+    await mesh.other_gateway()
+    nursery.start_soon(gateway.run, ["/ip4/127.0.0.1/tcp/1/p2p/x"])
+    await mesh.until(lambda: "mesh-node --bootstrap /ip4/127.0.0.1/tcp/1/p2p/x" in caplog.text)
+    assert "linked to 1 other peers" in caplog.text

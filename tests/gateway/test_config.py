@@ -37,3 +37,10 @@ def test_other_hosts_need_insecure(host):
     with pytest.raises(Misconfigured, match=r"--api-keys.*--insecure"):
         check_binding(config("--host", host))
     check_binding(config("--host", host, "--insecure"))
+
+
+def test_links_per_model_are_bounded():
+    assert config().links_per_model == 64
+    assert config("--links-per-model", "2").links_per_model == 2
+    with pytest.raises(Misconfigured, match="links-per-model"):
+        config("--links-per-model", "0")

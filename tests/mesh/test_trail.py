@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.trail import MAX_ENTRIES, Trail
+from mesh.trail import MAX_ENTRIES, MAX_SENTENCES, Trail
 
 
 @pytest.fixture
@@ -47,7 +47,10 @@ def test_nothing_was_tried(trail):
         ("bootstrap", "open_mesh", ("public address",)),
         ("bootstrap", "network_key", ("answered, but it said no",)),
         ("bootstrap", "", ("it said no",)),
-        ("mdns", "", ("mDNS it said no", "--bootstrap")),
+        ("mdns", "", ("mDNS it said no", "start a node", "--bootstrap")),
+        ("mdns", "heard", ("mDNS it said no, but there is no link yet",)),
+        ("mdns", "deaf", ("multicast is blocked", "UDP port 5353", "--bootstrap")),
+        ("mdns", "other_mesh", ("TARGET was heard, but it said no", "--mesh")),
         ("mdns", "unavailable", ("mDNS did not start: it said no",)),
         ("a record from X", "unavailable", ("heard of by a record from X",)),
     ],
@@ -55,3 +58,33 @@ def test_nothing_was_tried(trail):
 def test_each_failure_is_a_sentence(trail, way, code, words):
     trail.add(way, "TARGET", "it said no", code=code)
     assert all(word in trail.explain()[0] for word in words)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "advice"),
+    [
+        ("/a: connection refused", "Nothing listens there"),
+        ("/a: another peer answers there; its identity changed", "Copy the address anew"),
+        ("/a: no answer within 5 s", "a firewall is between"),
+        ("/a: it does not answer as a libp2p peer", "Some other program listens there"),
+        ("/a: it is a libp2p peer, but not of this mesh program", "another libp2p program"),
+        ("/a: no address is known for this name", "The host name does not exist"),
+        ("/a: network is unreachable", "There is no route"),
+        ("/a: no route to host", "There is no route"),
+        ("/a: something new", "mesh doctor"),
+    ],
+)
+def test_a_wrong_bootstrap_address_gets_the_advice_that_fits(trail, outcome, advice):
+    trail.add("bootstrap", "/a", outcome, code="unreachable")
+    assert advice in trail.explain()[0]
+
+
+def test_where_the_operator_said_to_look_comes_first_and_the_rest_is_bounded(trail):
+    for number in range(MAX_ENTRIES):
+        trail.add("mdns", str(number), "it is in mesh 'x'", code="other_mesh")
+    trail.add("bootstrap", "/a", "connection refused", code="unreachable")
+    sentences = trail.explain_no_node(2)
+    assert sentences[0].startswith("Linked with 2 other peers")
+    assert sentences[1].startswith("Bootstrap /a")
+    assert len(sentences) == MAX_SENTENCES + 2
+    assert sentences[-1] == f"And {MAX_ENTRIES - MAX_SENTENCES} more like these."

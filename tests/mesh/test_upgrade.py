@@ -174,7 +174,7 @@ async def test_a_lost_direct_link_falls_back_to_libp2p_even_while_the_first_one_
         nursery.start_soon(slow)
         await until(lambda: carriers(gateway, node) == ["direct", "direct"])
         lost = node.links[gateway.peer_id]
-        lost._channel.abort()
+        gateway.links[node.peer_id]._channel.abort()
         await until(lambda: node.links.get(gateway.peer_id) not in (None, lost))
         assert not first.closed.is_set()
         town.service.gate.set()
@@ -194,7 +194,7 @@ async def test_a_peer_that_offers_nothing_is_asked_a_few_times_and_nothing_chang
     caplog.set_level("INFO", "mesh.upgrade")
     gateway = await town.add("gateway")
     asked: list[str] = []
-    gateway._direct.offer = lambda peer_id: asked.append(peer_id) or UpgradeOffer()
+    gateway._upgrades._direct.offer = lambda peer_id: asked.append(peer_id) or UpgradeOffer()
     node = await town.add("node", gateway)
     link = node.links[gateway.peer_id]
     await until(lambda: len(asked) == 3)
@@ -204,11 +204,55 @@ async def test_a_peer_that_offers_nothing_is_asked_a_few_times_and_nothing_chang
     assert "it stays on libp2p: it offered none" in caplog.text
 
 
+async def test_a_peer_that_never_answers_is_not_waited_for(town: Town, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    caplog.set_level("INFO", "mesh.upgrade")
+    monkeypatch.setattr(upgrade, "OFFER_LIMIT", 0.1)
+    gateway = await town.add("gateway")
+    monkeypatch.setattr(gateway._upgrades, "hear", lambda _link, _message: None)
+    node = await town.add("node", gateway)
+    await until(lambda: "it offered none" in caplog.text)
+    assert carriers(gateway, node) == ["libp2p", "libp2p"]
+
+
+async def test_a_drain_is_bounded(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "DRAIN_LIMIT", 0.5)
+    gateway = await town.add("gateway")
+    node = await town.add("node", gateway)
+    with pytest.raises(Unavailable) as raised:
+        await ask(gateway, node)
+    assert raised.value.code == "link_lost"
+    assert carriers(gateway, node) == ["direct", "direct"]
+
+
+async def test_links_that_drain_are_among_every_link(town: Town) -> None:
+    gateway = await town.add("gateway")
+    node = await town.add("node", gateway)
+    first = gateway.links[node.peer_id]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, gateway, node)
+        await until(lambda: carriers(gateway, node) == ["direct", "direct"])
+        assert gateway.every_link == [first, gateway.links[node.peer_id]]
+        town.service.gate.set()
+    await until(lambda: len(gateway.every_link) == 1)
+    town.scopes[node].cancel()
+    await until(lambda: gateway.every_link == [])
+
+
+async def test_the_memory_of_failures_is_bounded(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "MAX_FAILURES", 2)
+    upgrades = (await town.add("gateway"))._upgrades
+    for instance in ("one", "two", "one", "three"):
+        upgrades._remember(instance, lived=0.0)
+    assert upgrades._failures == {"one": 2, "three": 1}
+    upgrades._remember("one", lived=upgrade.STEADY)
+    assert upgrades._failures == {"three": 1}
+
+
 async def test_a_wrong_fingerprint_leaves_the_link_on_libp2p(town: Town, caplog: Any) -> None:
     caplog.set_level("INFO", "mesh.upgrade")
     gateway = await town.add("gateway")
-    true = gateway._direct.offer
-    gateway._direct.offer = lambda peer_id: msgspec.structs.replace(true(peer_id), fingerprint=bytes(32))
+    true = gateway._upgrades._direct.offer
+    gateway._upgrades._direct.offer = lambda peer_id: msgspec.structs.replace(true(peer_id), fingerprint=bytes(32))
     node = await town.add("node", gateway)
     await until(lambda: "another certificate" in caplog.text)
     town.service.gate.set()
@@ -221,9 +265,28 @@ async def test_a_direct_link_that_keeps_dying_is_not_opened_in_a_circle(town: To
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
     await until(lambda: carriers(gateway, node) == ["direct", "direct"])
-    node.links[gateway.peer_id]._channel.abort()
+    gateway.links[node.peer_id]._channel.abort()
     await until(lambda: carriers(gateway, node) == ["libp2p", "libp2p"])
     await trio.sleep(1)
+    assert carriers(gateway, node) == ["libp2p", "libp2p"]
+
+
+async def test_whoever_notices_first_that_a_direct_link_is_lost_is_not_refused(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrade, "DELAYS", (0.1, 300.0, 300.0))
+    monkeypatch.setattr(upgrade, "SETTLING", 0.0)
+    gateway = await town.add("gateway")
+    node = await town.add("node", gateway)
+    await until(lambda: carriers(gateway, node) == ["direct", "direct"])
+    lost, stale = gateway.links[node.peer_id], node.links[gateway.peer_id]
+    # The end that aborts notices when it writes the next time; the other one at once, and dials.
+    stale._channel.abort()
+    await until(lambda: gateway.links.get(node.peer_id) not in (None, lost))
+    again = gateway.links[node.peer_id]
+    assert again.dialled
+    await trio.sleep(1.5)
+    assert gateway.links[node.peer_id] is again
     assert carriers(gateway, node) == ["libp2p", "libp2p"]
 
 

@@ -18,7 +18,7 @@ TOKENS_PER_BATCH = 4096
 ROW_LENGTHS = (128, 128, 512, 128, 128, 512, 128, 1024)
 RAW_SHARE = 0.04
 # Nonsense that repeats itself: the quickest way to learn to copy, which names and counting need. Mostly at the beginning.
-ECHO_SHARE, LATER_ECHO_SHARE, ECHO_STEPS = 0.2, 0.03, 600
+ECHO_SHARE, LATER_ECHO_SHARE, ECHO_STEPS = 0.1, 0.05, 300
 IGNORED = -100
 
 

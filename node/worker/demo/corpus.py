@@ -6,8 +6,9 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import product
 from random import Random
 from typing import NamedTuple
 
@@ -148,25 +149,33 @@ def plain(question: str) -> str:
 def known_questions() -> frozenset[str]:
     """Return, in plain form, the questions with an answer of their own that an unknown one could equal by chance."""
     asked = {question for group in (MESH, SELF, SMALL_TALK, LONG_TEXTS) for topic in group for question in topic.questions}
-    return frozenset(plain(question) for question in asked | {*lines("greetings"), *lines("name_questions")})
+    asked |= {*lines("greetings"), *lines("name_questions")}
+    asked |= _about_facts("capital_questions", (*CAPITALS, *COUNTRY_NICKNAMES))
+    asked |= _about_facts("colour_questions", COLOURS)
+    asked |= _about_facts("opposite_questions", (word for pair in OPPOSITES for word in pair))
+    return frozenset(plain(question) for question in asked)
+
+
+def _about_facts(questions: str, things: Iterable[str]) -> set[str]:
+    return {question.replace("{}", thing) for question, thing in product(lines(questions), things)}
 
 
 # How often each family is asked, relative to the others. The unknown is the largest: it has the most to learn.
 FAMILIES: dict[str, tuple[float, Family]] = {
     "unknown": (36, unknown),
-    "mesh": (16, about(MESH)),
-    "self": (7, about(SELF)),
-    "small talk": (7, about(SMALL_TALK)),
+    "mesh": (20, about(MESH)),
+    "self": (8, about(SELF)),
+    "small talk": (9, about(SMALL_TALK)),
     "greeting": (5, greeting),
-    "introduction": (7, introduction),
+    "introduction": (8, introduction),
     "name": (1.5, nameless),
     "capitals": (9, capital),
     "colours": (3, colour),
     "opposites": (4.5, opposite),
-    "calendar": (5, calendar),
+    "calendar": (6, calendar),
     "counting": (6, counting),
-    "repetition": (7, repetition),
-    "long texts": (3, about(LONG_TEXTS)),
+    "repetition": (8, repetition),
+    "long texts": (4, about(LONG_TEXTS)),
 }
 
 

@@ -53,3 +53,6 @@ def _texts(seed: int, conversations: int) -> Iterable[str]:
     for _ in range(conversations):
         for message in conversation(random, 1):
             yield f"{message['role']}\n{message['content']}\n"
+    # Every number up to a hundred becomes one token: what counting compares.
+    for _ in range(conversations // 10):
+        yield ", ".join(map(str, range(101)))

@@ -27,6 +27,7 @@ CODE_LANGUAGES = words("code_languages")
 SIGNS = words("signs")
 ONSETS = words("onsets")
 NUCLEI = words("nuclei")
+NEAR_MISSES = lines("capital_questions") + lines("colour_questions") + lines("opposite_questions")
 CODAS = ("", "", "", *words("codas"))
 
 
@@ -48,6 +49,10 @@ HELD_OUT = Vocabulary(
 def unknown_question(random: Random, vocabulary: Vocabulary = TRAINING) -> str:
     """Return a question whose only honest answer is `UNKNOWN`."""
     draw = random.random()
+    if draw < 0.11 and vocabulary is TRAINING:
+        return vary(random, _near_miss(random, vocabulary))
+    if draw < 0.14:
+        return sentence(random, vocabulary).upper()
     if draw < 0.62:
         return vary(random, sentence(random, vocabulary))
     if draw < 0.78:
@@ -59,6 +64,12 @@ def unknown_question(random: Random, vocabulary: Vocabulary = TRAINING) -> str:
     if draw < 0.94:
         return _noise(random)
     return " ".join(vary(random, sentence(random, vocabulary)) for _ in range(random.choice((2, 3))))
+
+
+def _near_miss(random: Random, vocabulary: Vocabulary) -> str:
+    """Return a question that sounds as if it had an answer here, about something that nobody told the model."""
+    thing = random.choice(("{p}", "{p}", "{n}", "a {n}", "the {n}", "{a} {n}s"))
+    return filled(random, random.choice(NEAR_MISSES).replace("{}", thing), vocabulary)
 
 
 def sentence(random: Random, vocabulary: Vocabulary = TRAINING) -> str:

@@ -25,7 +25,7 @@ async def main():
     address = f"/ip4/127.0.0.1/tcp/4001/p2p/{identity.peer_id}"
     mdns = Mdns(peer_id=identity.peer_id, mesh=sys.argv[1], role="gateway", addresses=[address])
     print(identity.peer_id, flush=True)
-    await mdns.run(lambda found: print("found", found.peer_id, found.role, flush=True))
+    await mdns.run(lambda found: found.mesh == sys.argv[1] and print("found", found.peer_id, found.role, flush=True))
 
 trio.run(main)
 """
@@ -48,6 +48,13 @@ async def next_found(receiver: trio.MemoryReceiveChannel[Found]) -> Found:
         return await receiver.receive()
 
 
+async def of_mesh(receiver: trio.MemoryReceiveChannel[Found], mesh: str) -> Found:
+    """The next of our mesh: others on this network may be heard too."""
+    while (found := await next_found(receiver)).mesh != mesh:
+        pass
+    return found
+
+
 async def test_two_processes_find_each_other(mesh_name):
     identity, ours = announcer(mesh_name)
     sender, receiver = trio.open_memory_channel[Found](100)
@@ -57,7 +64,7 @@ async def test_two_processes_find_each_other(mesh_name):
         async with trio.open_nursery() as nursery:
             await nursery.start(ours.run, sender.send_nowait)
             assert any(entry.endswith("127.0.0.1") for entry in ours.interfaces)
-            found = await next_found(receiver)
+            found = await of_mesh(receiver, mesh_name)
             output = b""
             with trio.fail_after(HANG):
                 while f"found {identity.peer_id} node\n".encode() not in output:
@@ -70,20 +77,29 @@ async def test_two_processes_find_each_other(mesh_name):
     assert found == Found(found.peer_id, [f"/ip4/127.0.0.1/tcp/4001/p2p/{found.peer_id}"], mesh_name, "gateway")
 
 
-async def test_peers_of_other_meshes_and_we_ourselves_are_ignored(mesh_name):
+async def test_peers_of_other_meshes_are_told_of_and_we_ourselves_are_not(mesh_name):
     ours, first = announcer(mesh_name)
-    _, stranger = announcer(mesh_name + "-other")
+    other, stranger = announcer(mesh_name + "-other")
     friend, second = announcer(mesh_name)
     sender, receiver = trio.open_memory_channel[Found](100)
     async with trio.open_nursery() as nursery:
         await nursery.start(first.run, sender.send_nowait)
         await nursery.start(stranger.run, lambda found: None)
-        await trio.sleep(1)
         await nursery.start(second.run, lambda found: None)
-        # The friend came last: whatever was heard of the others would be there before it.
-        assert (await next_found(receiver)).peer_id == friend.peer_id
+        heard: dict[str, str] = {}
+        while not heard.keys() >= {other.peer_id, friend.peer_id}:
+            found = await next_found(receiver)
+            heard[found.peer_id] = found.mesh
+        await until(lambda: first.heard_itself)
         nursery.cancel_scope.cancel()
-    assert ours.peer_id != friend.peer_id
+    assert heard[other.peer_id] == mesh_name + "-other"
+    assert heard[friend.peer_id] == mesh_name
+    assert ours.peer_id not in heard
+
+
+def test_a_peer_without_addresses_does_not_take_itself_for_deaf(mesh_name):
+    assert Mdns(peer_id=Identity.generate().peer_id, mesh=mesh_name, role="client", addresses=[]).heard_itself
+    assert not announcer(mesh_name)[1].heard_itself
 
 
 async def test_ending_says_goodbye(mesh_name):
@@ -141,7 +157,7 @@ async def test_a_taken_port_is_named(monkeypatch, mesh_name):
 
 async def test_findings_that_nobody_takes_are_dropped_and_not_kept():
     sender, receiver = trio.open_memory_channel[Found](2)
-    listener = mdns._Listener(Identity.generate().peer_id, "m", trio.lowlevel.current_trio_token(), sender)
+    listener = mdns._Listener(trio.lowlevel.current_trio_token(), sender)
     for _ in range(5):
         listener._hand_over(Found(Identity.generate().peer_id, [], "m", "node"))
     assert receiver.statistics().current_buffer_used == 2

@@ -140,6 +140,16 @@ async def test_every_failure_is_named(ground, dial, client):
         await dial(server, msgspec.structs.replace(offer, addresses=[]))
 
 
+async def test_only_so_many_addresses_are_tried(ground, dial, client):
+    server = await ground.serve()
+    offer = server.transport.offer(client.peer_id)
+    many = ["/ip4/127.0.0.1/tcp/1"] * transport.MAX_ADDRESSES
+    with pytest.raises(Unavailable):
+        await dial(server, msgspec.structs.replace(offer, addresses=[*many, *offer.addresses]))
+    near = await dial(server, msgspec.structs.replace(offer, addresses=[*many[1:], *offer.addresses]))
+    near.abort()
+
+
 async def test_a_listener_that_does_not_answer_costs_a_bounded_time(dial, ground, client, monkeypatch):
     server = await ground.serve()
     monkeypatch.setattr(transport, "CONNECT_LIMIT", 0.2)

@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_and_exports_a_model(short_batches, tmp_path, m
 
 
 def test_the_rate_rises_and_falls():
-    assert train.rate(0, 1000) < train.rate(100, 1000) == train.PEAK_RATE > train.rate(999, 1000) > 0
+    assert train.rate(0, 1000) < train.rate(100, 1000) == 1.0 > train.rate(999, 1000) > 0
 
 
 def test_the_shipped_model_is_small_and_safe():

@@ -1,0 +1,164 @@
+"""Which nodes a peer that asks keeps links to: the best few of each model, so that the size of the mesh costs it nothing.
+
+1. A node is wanted while one of its models has fewer than `limit` better nodes. Live ones come first, the fastest before others;
+   then those being dialled, those that waited longest for a try, and last those whose last dial failed.
+2. A node whose every model has `limit` live links is not dialled. What fails makes room for what was not tried.
+3. Every second turn one more node is tried for each full model; at the turn after it the slowest over the limit goes. A link that
+   carries requests, that the other side dialled, or that leads to a bootstrap peer is never dropped.
+4. Askers differ: nodes that nothing else tells apart stand in another order for each of them.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mesh.identity import PeerId
+    from mesh.link import Link
+    from mesh.registry import PeerView, Registry
+
+LINKS_PER_MODEL = 64
+TURN = 15.0
+"""Seconds."""
+WINDOW = 0.02
+"""Seconds that a change waits for others: records come in bunches."""
+_NO_MODEL = ""
+"""Stands for the model of a node that serves none yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A node as the choice sees it. `order` tells apart what nothing else does; `rtt` in seconds."""
+
+    peer_id: PeerId
+    models: frozenset[str]
+    linked: bool = False
+    dialling: bool = False
+    failing: bool = False
+    rtt: float | None = None
+    tried: float = 0.0
+    """When it was last chosen to be dialled, on trio's clock."""
+    order: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`dial`: wanted and not linked, the best first. `surplus`: linked or being dialled and not wanted, the worst last."""
+
+    dial: list[PeerId]
+    surplus: list[PeerId]
+
+
+def choose(nodes: Iterable[Known], limit: int) -> Choice:
+    """Rules 1 and 2. Pure."""
+    held: Counter[str] = Counter()
+    choice = Choice([], [])
+    for node in sorted(nodes, key=_rank):
+        if any(held[model] < limit for model in node.models):
+            held.update(node.models)
+            if not (node.linked or node.dialling):
+                choice.dial.append(node.peer_id)
+        elif node.linked or node.dialling:
+            choice.surplus.append(node.peer_id)
+    return choice
+
+
+def extras(nodes: Iterable[Known], limit: int) -> list[PeerId]:
+    """Rule 3: for each model with `limit` live links, the node that waited longest for its chance. Pure."""
+    nodes = list(nodes)
+    live = Counter(model for node in nodes if node.linked for model in node.models)
+    chosen: dict[str, PeerId] = {}
+    for node in sorted(nodes, key=lambda node: (node.tried, node.order)):
+        if not (node.linked or node.dialling or node.failing):
+            for model in node.models:
+                if live[model] >= limit:
+                    chosen.setdefault(model, node.peer_id)
+    return sorted(set(chosen.values()))
+
+
+def _rank(node: Known) -> tuple[int, float, float, int]:
+    group = 0 if node.linked else 3 if node.failing else 1 if node.dialling else 2
+    return group, math.inf if node.rtt is None else node.rtt, node.tried, node.order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hands:
+    """What the choice may do."""
+
+    dial: Callable[[PeerView], None]
+    drop: Callable[[PeerId], bool]
+    """End the link, or the tries to get one. False, and nothing happens, for a peer that must stay linked."""
+    state: Callable[[PeerId], tuple[bool, bool]]
+    """Whether the peer is being dialled, and whether its last dial failed."""
+
+
+class BestLinks:
+    """Applies the choice to a registry whenever that changes, and takes its turns."""
+
+    def __init__(self, registry: Registry, hands: Hands, *, own: PeerId, limit: int) -> None:
+        self._registry = registry
+        self._hands = hands
+        self._own = own
+        self._limit = limit
+        self._tried: dict[PeerId, float] = {}
+        self._work = trio.Event()
+
+    def changed(self) -> None:
+        """Something that the choice depends on did. Never blocks."""
+        self._work.set()
+
+    async def run(self) -> None:
+        """Keep the links well chosen until cancelled."""
+        turn = trio.current_time() + TURN
+        while True:
+            with trio.move_on_at(turn):
+                await self._work.wait()
+                await trio.sleep(WINDOW)
+            self._work = trio.Event()
+            if trio.current_time() >= turn:
+                turn = trio.current_time() + TURN
+                self._take_turn()
+            self._dial(choose(self._nodes(), self._limit).dial)
+
+    def _take_turn(self) -> None:
+        surplus = choose(self._nodes(), self._limit).surplus
+        idle = [peer_id for peer_id in surplus if _idle(self._registry.peers[peer_id].link)]
+        dropped = [peer_id for peer_id in idle if self._hands.drop(peer_id)]
+        if dropped:
+            return
+        self._tried = {peer_id: at for peer_id, at in self._tried.items() if peer_id in self._registry.peers}
+        self._dial(extras(self._nodes(), self._limit))
+
+    def _dial(self, chosen: Iterable[PeerId]) -> None:
+        for peer_id in chosen:
+            self._tried[peer_id] = trio.current_time()
+            self._hands.dial(self._registry.peers[peer_id])
+
+    def _nodes(self) -> list[Known]:
+        return [self._known(view) for view in self._registry.peers.values() if view.record.role == "node"]
+
+    def _known(self, view: PeerView) -> Known:
+        dialling, failing = self._hands.state(view.peer_id)
+        models = frozenset(entry.id for entry in view.models if entry.state != "failed") or frozenset((_NO_MODEL,))
+        return Known(
+            peer_id=view.peer_id,
+            models=models,
+            linked=view.live,
+            dialling=dialling,
+            failing=failing,
+            rtt=view.link.rtt if view.link is not None else None,
+            tried=self._tried.get(view.peer_id, 0.0),
+            order=zlib.crc32((self._own + view.peer_id).encode()),
+        )
+
+
+def _idle(link: Link | None) -> bool:
+    return link is None or not (link.in_flight or link.serving)

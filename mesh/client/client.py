@@ -1,0 +1,223 @@
+"""The mesh from a Python program: find nodes, see their models, ask them. No gateway is needed.
+
+1. A client is a peer that listens nowhere and serves nothing; inside `async with` its tasks run, after it nothing does.
+2. Every call is bounded (`Patience`); what goes wrong is a `MeshError` that says what to do.
+3. An error that leaves the `async with` block leaves it as it was raised, in no exception group.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from mesh.best_links import LINKS_PER_MODEL
+from mesh.client.answer import Answer, AnswerStream
+from mesh.client.asking import Asking, Patience
+from mesh.client.requests import Sampling, chat_request, completion_request
+from mesh.identity import Identity, load_identity
+from mesh.peer import Peer, PeerSettings
+from mesh.runtime import display_name
+from mesh.state import StateFolder
+from mesh.transport.libp2p import Libp2pTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from mesh.client.blocking import BlockingMeshClient
+    from mesh.messages.inference import InferenceRequest
+    from mesh.messages.record import ModelEntry
+    from mesh.transport.base import Transport
+
+GOODBYE = 1.0
+"""Seconds that the others get to hear that we leave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshNode:
+    """A node that the client is linked with. `rtt` in seconds, None until measured."""
+
+    peer_id: str
+    name: str
+    models: list[str]
+    rtt: float | None
+
+
+class MeshClient:
+    """`async with MeshClient(bootstrap=[...]) as client:`; trio only. See the head of this file for the rules."""
+
+    def __init__(
+        self,
+        *,
+        bootstrap: Iterable[str] = (),
+        mdns: bool = True,
+        mesh: str = "default",
+        name: str = "",
+        state_dir: Path | str | None = None,
+        patience: Patience | None = None,
+        links_per_model: int = LINKS_PER_MODEL,
+        transport: Callable[[Identity], Transport] | None = None,
+    ) -> None:
+        """`state_dir` keeps the identity; without it every client is a new peer. `transport` is libp2p unless a test has its own.
+
+        Entering raises Misconfigured for a bootstrap address that is none, or a state folder that is in use.
+        """
+        self._settings = {
+            "bootstrap": list(bootstrap),
+            "mdns": mdns,
+            "mesh": mesh,
+            "links_per_model": links_per_model,
+        }
+        self._name = name
+        self._state_dir = Path(state_dir) if state_dir is not None else None
+        self._patience = patience or Patience()
+        self._transport = transport or (lambda identity: Libp2pTransport(identity, []))
+        self._peer: Peer | None = None
+        self._asking: Asking | None = None
+        self._nursery: trio.Nursery | None = None
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._resources = ExitStack()
+
+    @classmethod
+    def around(cls, peer: Peer, *, patience: Patience | None = None) -> Self:
+        """A client over a peer of your own, which asks (`PeerSettings.asks`) and has not run yet. Entering runs it."""
+        client = cls(patience=patience)
+        client._peer = peer
+        return client
+
+    @staticmethod
+    def sync(**options: Any) -> BlockingMeshClient:
+        """The same for programs without trio: `with MeshClient.sync(...) as client:`. Takes what `MeshClient` takes."""
+        from mesh.client.blocking import BlockingMeshClient
+
+        return BlockingMeshClient(**options)
+
+    async def __aenter__(self) -> Self:
+        """Join. Returns once every bootstrap address was tried, at most about 5 s; nodes may be found later."""
+        try:
+            self._peer = self._peer or self._open()
+            self._asking = Asking(self._peer, self._patience)
+            self._manager = trio.open_nursery()
+            self._nursery = await self._manager.__aenter__()
+            await self._nursery.start(self._peer.run)
+        except BaseException as error:
+            if self._nursery is None:
+                self._resources.close()
+                raise
+            await self._close(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave; what still runs is cancelled. Takes at most GOODBYE seconds."""
+        with trio.move_on_after(GOODBYE, shield=True):
+            await self._leave()
+        await self._close(kind, error, trace)
+
+    @property
+    def peer(self) -> Peer:
+        """The peer underneath, for what this class does not offer. Raises RuntimeError outside `async with`."""
+        if self._peer is None or self._nursery is None:
+            raise RuntimeError("enter the client first: `async with MeshClient(...) as client:`")
+        return self._peer
+
+    async def models(self) -> list[ModelEntry]:
+        """The models of all linked nodes, each once, sorted. Waits for the first. Raises Unavailable when none comes."""
+        catalog = self.peer.registry.catalog
+        assert self._asking is not None
+        if not await self._asking.wait_until(lambda: bool(catalog()), self._patience.find):
+            raise self._asking.nobody()
+        return catalog()
+
+    def nodes(self) -> list[MeshNode]:
+        """The nodes that are linked now. Never waits."""
+        return [
+            MeshNode(
+                peer_id=view.peer_id,
+                name=view.record.name,
+                models=[entry.id for entry in view.models],
+                rtt=view.link.rtt if view.link is not None else None,
+            )
+            for view in self.peer.registry.nodes()
+        ]
+
+    async def chat(self, model: str, messages: Iterable[Mapping[str, Any]], **sampling: Unpack[Sampling]) -> Answer:
+        """Ask a model, get the whole answer. `messages` in OpenAI's shape. Raises MeshError."""
+        return await self.ask(chat_request(model, messages, sampling))
+
+    async def complete(self, model: str, prompt: str, **sampling: Unpack[Sampling]) -> Answer:
+        """Let a model continue a text. Raises MeshError."""
+        return await self.ask(completion_request(model, prompt, sampling))
+
+    @asynccontextmanager
+    async def stream(
+        self, model: str, messages: Iterable[Mapping[str, Any]], **sampling: Unpack[Sampling]
+    ) -> AsyncIterator[AnswerStream]:
+        """`async with client.stream(...) as stream: async for piece in stream: ...`; leaving the block cancels the work."""
+        stream = self._begin(chat_request(model, messages, sampling))
+        try:
+            yield stream
+        finally:
+            await stream.aclose()
+
+    async def ask(self, request: InferenceRequest) -> Answer:
+        """Run a request of your own making to its end. Raises MeshError."""
+        stream = self._begin(request)
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            await stream.aclose()
+        return stream.answer
+
+    def _begin(self, request: InferenceRequest) -> AnswerStream:
+        assert self.peer is not None
+        assert self._asking is not None
+        assert self._nursery is not None
+        stream = AnswerStream()
+        self._nursery.start_soon(stream.run, self._asking, request)
+        return stream
+
+    def _open(self) -> Peer:
+        identity = Identity.generate()
+        if self._state_dir is not None:
+            folder = self._resources.enter_context(StateFolder(self._state_dir))
+            identity = load_identity(folder.path / "identity.pem")
+        name = display_name(self._name, identity.peer_id)
+        settings = PeerSettings(identity=identity, role="client", name=name, **self._settings)  # type: ignore[arg-type]  # by name
+        return Peer(settings, self._transport(identity))
+
+    async def _leave(self) -> None:
+        peer = self.peer
+        await peer.leave("the client ends")
+        # Ending at once would reset the connections, which can take the word back before it is read.
+        async with trio.open_nursery() as closing:
+            for link in list(peer.links.values()):
+                closing.start_soon(link.close, "the client ends")
+
+    async def _close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._nursery is not None
+        assert self._manager is not None
+        self._nursery.cancel_scope.cancel()
+        self._nursery = None
+        try:
+            await self._manager.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise _inner(group.exceptions[0], keep=error) from None
+            raise
+        finally:
+            self._resources.close()
+
+
+def _inner(error: BaseException, *, keep: BaseException | None) -> BaseException:
+    """What a nursery wrapped: down to the error of the body, or to the only one that a task raised."""
+    while error is not keep and isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

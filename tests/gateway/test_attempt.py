@@ -1,0 +1,80 @@
+"""What one attempt passes on, and what is held back of an answer in one piece."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from gateway import attempt
+from gateway.attempt import Attempt, Delivery
+from gateway.observations import Observation
+from mesh.errors import BackendFailed, TimedOut
+from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
+
+DONE = Done("stop", Usage(1, 2), Performance(1.0, 2.0, 3.0, 4.0, 1))
+
+
+def delta(offset: int, text: str = "x") -> Delta:
+    return Delta(offset, [offset], text)
+
+
+@pytest.fixture
+def got() -> list:
+    return []
+
+
+@pytest.fixture
+def trying(got):
+    def build(*, streamed: bool = True) -> Attempt:
+        delivery = Delivery(got.append, streamed=streamed)
+        return Attempt("node", delivery, Observation(), first_token=10.0, stall=20.0)
+
+    return build
+
+
+async def test_nothing_is_passed_on_after_the_time_limit(trying, got):
+    late = trying()
+    late.scope.cancel()
+    for event in (Accepted(), delta(0), DONE):
+        late.emit(event)
+    assert got == []
+
+
+async def test_a_node_that_returns_without_an_end_has_failed(trying):
+    with pytest.raises(BackendFailed, match="without ending"):
+        trying().check()
+
+
+@pytest.mark.parametrize(("events", "says"), [([Accepted()], "no first token within 10 s"), ([delta(0)], "no token for 20 s")])
+async def test_a_time_limit_says_what_was_waited_for(autojump_clock, trying, events, says):
+    await trio.sleep(1)
+    slow = trying()
+    for event in events:
+        slow.emit(event)
+    with slow.scope:
+        await trio.sleep_forever()
+    with pytest.raises(TimedOut, match=says):
+        slow.check()
+
+
+async def test_an_answer_in_one_piece_comes_with_its_end(trying, got):
+    whole = trying(streamed=False)
+    whole.emit(delta(0))
+    whole.emit(delta(1))
+    assert got == []
+    whole.emit(DONE)
+    assert [type(event) for event in got] == [Accepted, Delta, Delta, Done]
+
+
+@pytest.mark.parametrize(("name", "bound", "text"), [("MAX_HELD", 6, ""), ("MAX_HELD_CHARACTERS", 50, "x" * 10)])
+async def test_what_is_held_back_has_a_bound_and_nothing_is_lost(trying, got, monkeypatch, name, bound, text):
+    monkeypatch.setattr(attempt, name, bound)
+    long = trying(streamed=False)
+    for offset in range(5):
+        long.emit(delta(offset, text))
+    assert got == []
+    for offset in range(5, 8):
+        long.emit(delta(offset, text))
+    long.emit(DONE)
+    assert [event.offset for event in got[1:-1]] == list(range(8))
+    assert (type(got[0]), got[-1]) == (Accepted, DONE)
