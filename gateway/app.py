@@ -10,15 +10,17 @@ import trio
 from gateway import report
 from gateway.admission import Admission
 from gateway.dispatch import Dispatch, DispatchLimits
+from gateway.registry_view.foreign import ForeignServices
+from gateway.registry_view.routes import RegistryRoutes
+from gateway.registry_view.via import GuardedRouter
+from gateway.registry_view.view import View
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.router import Router as NodeRouter
-from gateway.services import Services
 from gateway.topics import Topics
 from gateway.websocket import Session
 from mesh.errors import BadRequest
 from mesh.http import Request, Response, Router, WebSocket, WebSocketResponse
 from mesh.openai.routes import OpenAIRoutes
-from mesh.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +42,7 @@ class Gateway:
         self,
         registry: Registry,
         *,
+        foreign: ForeignServices | None = None,
         strategy: str = DEFAULT_POLICY,
         limits: DispatchLimits | None = None,
         max_requests: int = MAX_REQUESTS,
@@ -49,7 +52,10 @@ class Gateway:
         self.dispatch = Dispatch(NodeRouter(registry, strategy=strategy), limits=limits)
         self.service = Admission(self.dispatch, limit=max_requests)
         self.topics = Topics(self.dispatch)
-        self.router = Router()
+        self.foreign = foreign or ForeignServices()
+        self.router: Router = GuardedRouter(registry)
+        self.registry_router = Router()
+        """The nine endpoints of the older registry alone, for a port of their own."""
         self._mount()
 
     async def run(self, addresses: Sequence[str] = ()) -> None:
@@ -71,16 +77,14 @@ class Gateway:
 
     def _mount(self) -> None:
         OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)
-        Services(self.registry).mount(self.router)
-        self.router.add("GET", "/health", self._health)
+        services = RegistryRoutes(View(self.dispatch, self.foreign), self.foreign)
+        services.mount(self.router)
+        services.mount(self.registry_router)
         self.router.add("GET", "/ready", self._ready)
         self.router.add("GET", "/status", self._status)
         self.router.add("GET", "/v1/route", self._route)
         self.router.add("GET", "/v1/mesh/peers", self._peers)
         self.router.add("GET", "/ws/{client_id}", self._websocket)
-
-    async def _health(self, _request: Request) -> Response:
-        return Response.json(report.health(self.dispatch, __version__))
 
     async def _ready(self, _request: Request) -> Response:
         found = report.readiness(self.dispatch)

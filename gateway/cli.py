@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from typing import TYPE_CHECKING
 
 import trio
 
 from gateway.app import Gateway
 from gateway.config import GatewayConfig, check_binding
 from gateway.dispatch import DispatchLimits
+from gateway.registry_view.announce import keep_announcing
+from gateway.registry_view.foreign import ForeignServices
+from gateway.registry_view.store import ServiceStore
+from mesh.errors import Misconfigured
 from mesh.http import serve as serve_http
+from mesh.loopback import Loopback
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import Program, launch
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mesh.http import Router
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -24,9 +38,17 @@ def main() -> None:
 async def serve(program: Program, config: GatewayConfig) -> None:
     """Serve HTTP, join the mesh, and finish what is in flight when the program is told to stop."""
     check_binding(config)
-    peer = _peer(program, config)
-    gateway = Gateway(peer.registry, strategy=config.strategy, limits=_limits(config), max_requests=config.max_requests)
+    foreign = ForeignServices(ServiceStore(program.state_dir / "services.sqlite3"), via=program.identity.peer_id)
+    peer = _peer(program, config, foreign)
+    gateway = Gateway(
+        peer.registry,
+        foreign=foreign,
+        strategy=config.strategy,
+        limits=_limits(config),
+        max_requests=config.max_requests,
+    )
     async with trio.open_nursery() as mesh:
+        await mesh.start(foreign.run)
         with trio.CancelScope() as drain:
             await _serve_clients(program, config, peer, gateway, mesh, drain)
         await peer.close()
@@ -39,22 +61,43 @@ async def _serve_clients(
     """Returns once `stopping` was set and every answer is out; `drain` gets the deadline for that."""
     stopping = trio.Event()
 
-    async def listen(*, task_status: trio.TaskStatus[int]) -> None:
-        await serve_http(gateway.router, config.host, config.port, stopping=stopping, task_status=task_status)
+    async def listen(router: Router, port: int, *, task_status: trio.TaskStatus[int]) -> None:
+        await serve_http(router, config.host, port, stopping=stopping, task_status=task_status)
 
     async with trio.open_nursery() as clients:
-        # The port first: when it is taken, the mesh never hears of this gateway.
-        port: int = await clients.start(listen)
+        # The ports first: when one is taken, the mesh never hears of this gateway.
+        port: int = await clients.start(listen, gateway.router, config.port)
+        if config.registry_port is not None:
+            await _serve_registry(config, lambda: clients.start(listen, gateway.registry_router, config.registry_port))
+        peer.settings.ports["service"] = port
         await mesh.start(peer.run)
         mesh.start_soon(gateway.run, peer.addresses)
+        mesh.start_soon(keep_announcing, gateway.foreign, Loopback(peer, gateway.foreign))
         program.ready(addresses=peer.addresses, http=_url(config.host, port))
         await program.stopping.wait()
         drain.deadline = trio.current_time() + config.drain_timeout
         stopping.set()
         await peer.leave()
+        await _finish_foreign(peer, gateway.foreign)
 
 
-def _peer(program: Program, config: GatewayConfig) -> Peer:
+async def _serve_registry(config: GatewayConfig, start: Callable[[], Awaitable[int]]) -> None:
+    try:
+        port = await start()
+    except Misconfigured as error:
+        raise Misconfigured(f"--registry-port {config.registry_port}: {error.message}") from error
+    logger.info("the registry's endpoints are at %s as well", _url(config.host, port))
+
+
+async def _finish_foreign(peer: Peer, foreign: ForeignServices) -> None:
+    """Let end what other gateways asked our foreign services for."""
+    await foreign.idle()
+    async with trio.open_nursery() as nursery:
+        for link in list(peer.links.values()):
+            nursery.start_soon(link.flush)
+
+
+def _peer(program: Program, config: GatewayConfig, service: ForeignServices) -> Peer:
     settings = PeerSettings(
         identity=program.identity,
         role="gateway",
@@ -66,7 +109,7 @@ def _peer(program: Program, config: GatewayConfig) -> Peer:
         links_per_model=config.links_per_model,
     )
     direct = DirectTransport(program.identity, config.listen) if config.direct else None
-    return Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
+    return Peer(settings, Libp2pTransport(program.identity, config.listen), service, direct=direct)
 
 
 def _limits(config: GatewayConfig) -> DispatchLimits:

@@ -32,6 +32,10 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
         msgspec.Meta(ge=0, le=65535),
         Option(help="HTTP port; 0 means a free one.", environment=("HF_SERVER_PORT", "PORT")),
     ] = 8000
+    registry_port: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=65535)] | None,
+        Option(help="One more port, for the registry's endpoints alone; 0 means a free one.", default_help="none"),
+    ] = None
     insecure: Annotated[bool, Option(help="Let everybody who reaches --host use the mesh, without a key.")] = False
     strategy: Annotated[
         str,
@@ -66,7 +70,12 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
 
 
 def check_binding(config: GatewayConfig) -> None:
-    """Raises Misconfigured when the HTTP port would be open to others and the operator did not say so."""
+    """Raises Misconfigured when ports clash, or would be open to others and the operator did not say so."""
+    if config.registry_port and config.registry_port == config.port:
+        raise Misconfigured(
+            f"--port and --registry-port are both {config.port}; the registry's endpoints are on --port anyway, "
+            "so leave --registry-port out or give it another number"
+        )
     if config.insecure or is_loopback(config.host):
         return
     raise Misconfigured(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import trio
 
 from gateway.routing.snapshot import ROUTABLE, state_of
+from mesh.loopback import Loopback
 from mesh.messages.link import ModelLoad
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def timestamp() -> str:
 
 
 def node_views(dispatch: Dispatch) -> list[PeerView]:
-    """Every node that the registry knows, linked or not, by name."""
-    views = [view for view in dispatch.router.registry.peers.values() if view.record.role == "node"]
+    """Everybody whom the registry knows to serve models, linked or not, by name: nodes, and gateways with foreign services."""
+    views = [view for view in dispatch.router.registry.peers.values() if view.serves]
     return sorted(views, key=lambda view: (view.record.name, view.record.peer_id))
 
 
@@ -60,16 +61,15 @@ def servable(dispatch: Dispatch) -> bool:
     return any(level_of(view, dispatch) in ("healthy", "degraded") for view in node_views(dispatch))
 
 
-def health(dispatch: Dispatch, version: str) -> Json:
-    """The body of `GET /health`: the gateway lives, and how many nodes do."""
-    levels = [level_of(view, dispatch) for view in node_views(dispatch)]
+def health(version: str, *, healthy: int, total: int) -> Json:
+    """The body of `GET /health`: the gateway lives, and how many of the services in its list do."""
     return {
         "status": "healthy",
         "mode": "api_server",
         "version": version,
         "router": True,
-        "healthy_services": sum(level in ("healthy", "degraded") for level in levels),
-        "total_services": len(levels),
+        "healthy_services": healthy,
+        "total_services": total,
         "timestamp": timestamp(),
     }
 
@@ -102,11 +102,11 @@ def backend(view: PeerView, dispatch: Dispatch) -> Json:
     return {
         "id": view.record.peer_id,
         "name": view.record.name,
-        "type": "P2P",
+        "type": "API" if isinstance(view.link, Loopback) else "P2P",
         "status": level_of(view, dispatch),
         "endpoint": next(iter(view.record.addresses), ""),
         "tasks": _tasks(view.record.models),
-        "protocols": ["libp2p"],
+        "protocols": ["openai"] if isinstance(view.link, Loopback) else ["libp2p"],
         "models": [{"id": entry.id, "state": state_of(view, entry)} for entry in view.record.models],
         "metrics": _metrics(view, _seen(view, dispatch)),
     }

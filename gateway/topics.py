@@ -106,7 +106,7 @@ class Topics:
 
     def _on_registry(self, event: RegistryEvent) -> None:
         view = event.peer
-        if view.record.role != "node":
+        if not view.serves:
             return
         self._publish("node", event.kind, report.peer(view))
         self._tell_states(view, gone=event.kind == "left")

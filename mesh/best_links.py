@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mesh.loopback import Loopback
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from mesh.dialler import Dialler
     from mesh.identity import PeerId
     from mesh.link import Link
     from mesh.registry import PeerView, Registry
@@ -93,11 +96,12 @@ def _rank(node: Known) -> tuple[int, float, float, int]:
 class Hands:
     """What the choice may do."""
 
+    dialler: Dialler
     dial: Callable[[PeerView], None]
-    drop: Callable[[PeerId], bool]
-    """End the link, or the tries to get one. False, and nothing happens, for a peer that must stay linked."""
-    state: Callable[[PeerId], tuple[bool, bool]]
-    """Whether the peer is being dialled, and whether its last dial failed."""
+    close: Callable[[Link], None]
+    """End a link that nobody needs. Never blocks."""
+    forbidden: Callable[[PeerId], bool] = lambda _peer_id: False
+    """A node that may not be linked takes no other's place."""
 
 
 class BestLinks:
@@ -130,12 +134,25 @@ class BestLinks:
 
     def _take_turn(self) -> None:
         surplus = choose(self._nodes(), self._limit).surplus
-        idle = [peer_id for peer_id in surplus if _idle(self._registry.peers[peer_id].link)]
-        dropped = [peer_id for peer_id in idle if self._hands.drop(peer_id)]
+        dropped = [peer_id for peer_id in surplus if self._drop(self._registry.peers[peer_id])]
         if dropped:
             return
         self._tried = {peer_id: at for peer_id, at in self._tried.items() if peer_id in self._registry.peers}
         self._dial(extras(self._nodes(), self._limit))
+
+    def _drop(self, view: PeerView) -> bool:
+        """End the link, or the tries to get one; False for what rule 3 spares."""
+        link = view.link
+        if (
+            isinstance(link, Loopback)
+            or not _idle(link)
+            or (link is not None and not link.dialled)
+            or not self._hands.dialler.drop(view.peer_id)
+        ):
+            return False
+        if link is not None:
+            self._hands.close(link)
+        return True
 
     def _dial(self, chosen: Iterable[PeerId]) -> None:
         for peer_id in chosen:
@@ -143,17 +160,18 @@ class BestLinks:
             self._hands.dial(self._registry.peers[peer_id])
 
     def _nodes(self) -> list[Known]:
-        return [self._known(view) for view in self._registry.peers.values() if view.record.role == "node"]
+        others = [view for view in self._registry.peers.values() if view.serves and view.peer_id != self._own]
+        return [self._known(view) for view in others if not self._hands.forbidden(view.peer_id)]
 
     def _known(self, view: PeerView) -> Known:
-        dialling, failing = self._hands.state(view.peer_id)
+        target = self._hands.dialler.target(view.peer_id)
         models = frozenset(entry.id for entry in view.models if entry.state != "failed") or frozenset((_NO_MODEL,))
         return Known(
             peer_id=view.peer_id,
             models=models,
             linked=view.live,
-            dialling=dialling,
-            failing=failing,
+            dialling=target is not None,
+            failing=target is not None and target.failing,
             rtt=view.link.rtt if view.link is not None else None,
             tried=self._tried.get(view.peer_id, 0.0),
             order=zlib.crc32((self._own + view.peer_id).encode()),

@@ -1,8 +1,9 @@
 """One process in the mesh: its transport, links, registry and ways to find others.
 
-1. Who asks (a gateway, a client) dials the best nodes of each model; everybody keeps a link to each bootstrap address.
-2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the direct one, else the one
-   that the smaller peer id dialled. `links` holds the one that stays; the other ends once it is idle.
+1. Who asks (a gateway, a client) dials the best of those that serve models: nodes, and gateways with foreign services. Everybody
+   keeps a link to each bootstrap address; two nodes need no link.
+2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else a direct one, unless it is old
+   and the other side dials anew; else the smaller peer id's. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
 4. An open mesh takes peers from loopback, link-local and private addresses only; a private one whoever proves its key.
 5. A bootstrap peer that refuses us at the start, for the key or by a list, ends `run`, unless another one took us.
@@ -100,15 +101,13 @@ class Peer:
         )
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._keys = KeySpread(settings.access.keyring, self.links.values, lambda: self._dialler.retry())
-        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
-        self._best = BestLinks(
-            self.registry,
-            Hands(dial=self._dial_node, drop=self._drop_node, state=self._dial_state),
-            own=settings.identity.peer_id,
-            limit=settings.links_per_model,
-        )
-        self._dialler = Dialler(self._connect, self._link_of, self.trail, self._best.changed)
+        self._dialler = Dialler(self._connect, self._link_of, self.trail, lambda: self._best.changed())
+        close = lambda link: self._start(link.close, "enough other nodes serve the same models")  # noqa: E731
+        forbidden = lambda peer_id: settings.access.refusal(peer_id) is not None  # noqa: E731
+        hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close, forbidden=forbidden)
+        self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
+        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._open_links = 0
         self._nursery: trio.Nursery | None = None
@@ -137,6 +136,11 @@ class Peer:
     def every_link(self) -> list[Link]:
         """Those in `links`, and those that only finish what runs on them."""
         return self._upgrades.links
+
+    @property
+    def sealed(self) -> SealedRecord:
+        """Our own record as it was issued last."""
+        return self._own.sealed
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
@@ -187,6 +191,12 @@ class Peer:
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
 
+    def explain(self) -> list[str]:
+        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
+        if not self.links:
+            return self.trail.explain()
+        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
+
     async def close(self, reason: str = "the program stops") -> None:
         """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
 
@@ -198,16 +208,10 @@ class Peer:
             for link in self.every_link:
                 nursery.start_soon(link.close, reason)
 
-    def explain(self) -> list[str]:
-        """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
-        if not self.links:
-            return self.trail.explain()
-        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
-
     # Our own record
 
     def _hello(self) -> Hello:
-        features = [*self._upgrades.features, ASKS] if self._asks else self._upgrades.features
+        features = [*self._upgrades.features, *([ASKS] if self._asks else [])]
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
@@ -395,7 +399,7 @@ class Peer:
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
-        if self._asks and view.record.role == "node":
+        if self._asks and view.serves:
             self._best.changed()
             if self._dialler.target(view.peer_id) is not None:
                 self._dial_node(view)
@@ -403,25 +407,10 @@ class Peer:
     def _dial_node(self, view: PeerView) -> None:
         self._want(view.peer_id, "a record", view.record.addresses, view.expires)
 
-    def _drop_node(self, peer_id: PeerId) -> bool:
-        link = self.links.get(peer_id)
-        if (link is not None and not link.dialled) or not self._dialler.drop(peer_id):
-            return False
-        if link is not None:
-            self._start(link.close, "enough other nodes serve the same models")
-        return True
-
-    def _dial_state(self, peer_id: PeerId) -> tuple[bool, bool]:
-        if self.settings.access.refusal(peer_id) is not None:
-            return True, True  # A denied node takes no other's place and is never dialled.
-        target = self._dialler.target(peer_id)
-        return target is not None, target is not None and target.failing
-
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        own = [address for address in addresses if names(address, peer_id)]
         if peer_id != self.peer_id and self.settings.access.refusal(peer_id) is None:
-            self._dialler.want(self._nursery, peer_id, way, own, until)
+            self._dialler.want(self._nursery, peer_id, way, [one for one in addresses if names(one, peer_id)], until)
 
     async def _hear_others(self) -> None:
         # Without the key those who hear of us, and those whom we hear of, would only be refused.
@@ -430,7 +419,7 @@ class Peer:
 
     def _sighted(self, way: str, sighting: Sighting) -> None:
         known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None
-        if self._asks and sighting.role == "node" and not known:
+        if self._asks and sighting.role in ("node", "gateway") and not known:
             self._want(sighting.peer_id, way, list(sighting.addresses), trio.current_time() + RECORD_TTL)
 
     async def _explain_isolation(self) -> None:

@@ -5,6 +5,7 @@
 3. A record without a link lives `ttl` seconds, less the age it had on receipt. A linked peer never expires: that is the truth.
 4. At most `MAX_PEERS` records are held without a link. Those that expire first make room; linked peers are never evicted.
 5. A record that its peer withdrew (`forget`) does not come back by way of others.
+6. Whoever announces models serves them: nodes, gateways with foreign services, and ourselves by way of a `Loopback`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from mesh.link import Link
+    from mesh.loopback import Loopback
     from mesh.messages.record import ModelEntry, ModelState, NodeRecord, SealedRecord
 
 MAX_PEERS = 1_000
@@ -39,7 +41,7 @@ class PeerView:
     sealed: SealedRecord
     learned: float
     """When the peer issued the record, on our own clock, as far as is known: receipt less the age it had."""
-    link: Link | None = None
+    link: Link | Loopback | None = None
     states: dict[str, ModelState] = field(default_factory=dict)
     """Of its models, from its last heartbeat: fresher than the record."""
 
@@ -57,6 +59,11 @@ class PeerView:
     def live(self) -> bool:
         """True while a link proves it and it has not said Leave."""
         return self.link is not None and not self.link.leaving and not self.link.closed.is_set()
+
+    @property
+    def serves(self) -> bool:
+        """True for a node, and for a gateway that announces models of foreign services."""
+        return self.record.role == "node" or bool(self.record.models)
 
     @property
     def models(self) -> list[ModelEntry]:
@@ -82,7 +89,7 @@ class Registry:
 
     def __init__(self, own: PeerId, *, mesh: str, clock: Callable[[], float] = trio.current_time) -> None:
         self.peers: dict[PeerId, PeerView] = {}
-        self._own = own
+        self.own = own
         self._mesh = mesh
         self._clock = clock
         self._listeners: list[Callable[[RegistryEvent], None]] = []
@@ -133,6 +140,21 @@ class Registry:
             if view.models != before:
                 self._tell("changed", view)
 
+    def serve(self, link: Loopback, record: NodeRecord, sealed: SealedRecord) -> None:
+        """What we serve ourselves: we are there like any peer while `record` names models."""
+        view = self.peers.get(self.own)
+        if not record.models:
+            if self.peers.pop(self.own, None) and view is not None:
+                self._tell("left", view, "it serves nothing any more")
+            return
+        before = None if view is None else (_content(view.record), view.states)
+        if view is None:
+            self.peers[self.own] = view = PeerView(record, sealed, self._clock(), link)
+        view.record, view.sealed = record, sealed
+        view.states = {name: load.state for name, load in link.load.items()}
+        if before != (_content(record), view.states):
+            self._tell("joined" if before is None else "changed", view)
+
     def forget(self, peer_id: PeerId, reason: str) -> None:
         """The peer said Leave, or expired. Its record comes back only with a higher sequence or a new link."""
         view = self.peers.pop(peer_id, None)
@@ -155,8 +177,8 @@ class Registry:
         return 0.0 if view.live else max(0.0, self._clock() - view.learned)
 
     def nodes(self, model: str | None = None) -> list[PeerView]:
-        """The nodes with a live link, not leaving. With `model`: those that serve it by id or, if nobody does, by alias."""
-        nodes = [view for view in self.peers.values() if view.record.role == "node" and view.live]
+        """Who serves models, with a live link, not leaving. With `model`: by its id or, if nobody has that, by alias."""
+        nodes = [view for view in self.peers.values() if view.serves and view.live]
         if model is None:
             return nodes
         exact = [view for view in nodes if any(entry.id == model for entry in view.record.models)]
@@ -190,7 +212,7 @@ class Registry:
         known = self.peers.get(PeerId(record.peer_id))
         withdrawn = self._withdrawn.get(record.peer_id, (-1, 0.0))[0]
         return (
-            record.peer_id != self._own
+            record.peer_id != self.own
             and record.mesh == self._mesh
             and age < record.ttl
             and record.sequence > withdrawn

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mesh.identity import PeerId
     from mesh.link import Link
+    from mesh.loopback import Loopback
     from mesh.messages.inference import Event, InferenceRequest
     from mesh.peer import Peer
     from mesh.service import Emit
@@ -117,7 +118,7 @@ class Asking:
             code="model_unavailable",
         )
 
-    def _next(self, request: InferenceRequest, tried: list[PeerId] | tuple[()]) -> Link | None:
+    def _next(self, request: InferenceRequest, tried: list[PeerId] | tuple[()]) -> Link | Loopback | None:
         nodes = (view for view in self._registry.nodes(request.model) if view.peer_id not in tried)
         offers = (offer_of(view, request.model, request.task) for view in nodes)
         ranked = best_first(offer for offer in offers if offer is not None)
@@ -127,7 +128,7 @@ class Asking:
 class _Attempt:
     """One node's try at a request. `Accepted` is held back until there is an answer, so that only one is seen."""
 
-    def __init__(self, link: Link, emit: Emit, patience: Patience, *, number: int) -> None:
+    def __init__(self, link: Link | Loopback, emit: Emit, patience: Patience, *, number: int) -> None:
         self._link = link
         self._emit = emit
         self._patience = patience
@@ -170,7 +171,7 @@ def _may_retry(error: MeshError) -> bool:
     return error.retriable or error.code in _OUT_OF_DATE
 
 
-def _interrupted(error: MeshError, link: Link) -> MeshError:
+def _interrupted(error: MeshError, link: Link | Loopback) -> MeshError:
     return BackendFailed(
         f"{link.peer_id} was lost in the middle of the answer ({error.code}); send the request again", code="stream_interrupted"
     )

@@ -22,6 +22,7 @@ from mesh.identity import Identity, load_identity
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
 from mesh.state import StateFolder
+from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class MeshClient:
         self._name = name
         self._state_dir = Path(state_dir) if state_dir is not None else None
         self._patience = patience or Patience()
-        self._transport = transport or (lambda identity: Libp2pTransport(identity, []))
+        self._transport = transport
         self._peer: Peer | None = None
         self._asking: Asking | None = None
         self._nursery: trio.Nursery | None = None
@@ -117,7 +118,7 @@ class MeshClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Leave; what still runs is cancelled. Takes at most GOODBYE seconds."""
         with trio.move_on_after(GOODBYE, shield=True):
-            await self._leave()
+            await self.peer.close("the client ends")
         await self._close(kind, error, trace)
 
     @property
@@ -191,15 +192,9 @@ class MeshClient:
             identity = load_identity(folder.path / "identity.pem")
         name = display_name(self._name, identity.peer_id)
         settings = PeerSettings(identity=identity, role="client", name=name, **self._settings)  # type: ignore[arg-type]  # by name
-        return Peer(settings, self._transport(identity))
-
-    async def _leave(self) -> None:
-        peer = self.peer
-        await peer.leave("the client ends")
-        # Ending at once would reset the connections, which can take the word back before it is read.
-        async with trio.open_nursery() as closing:
-            for link in list(peer.links.values()):
-                closing.start_soon(link.close, "the client ends")
+        if self._transport is not None:
+            return Peer(settings, self._transport(identity))
+        return Peer(settings, Libp2pTransport(identity, []), direct=DirectTransport(identity, []))
 
     async def _close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._nursery is not None

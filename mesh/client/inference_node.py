@@ -19,6 +19,7 @@ from mesh.errors import BadRequest, Misconfigured
 from mesh.identity import Identity
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
+from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class LibP2PInferenceNode:
         for key in self._options:
             if key not in NodeOptions.__annotations__:
                 raise Misconfigured(f"{key!r} is not an option; there are: {', '.join(NodeOptions.__annotations__)}")
-        listen = list(self._options.get("listen", ["/ip4/0.0.0.0/tcp/0"]))
-        self._transport = transport or (lambda identity: Libp2pTransport(identity, listen))
+        self._transport = transport
         self._handlers = Handlers(self._announce)
         self._peer: Peer | None = None
         self._client: MeshClient | None = None
@@ -161,7 +161,10 @@ class LibP2PInferenceNode:
             mdns=self._options.get("enable_mdns", True),
             asks=True,
         )
-        return Peer(settings, self._transport(identity), self._handlers)
+        if self._transport is not None:
+            return Peer(settings, self._transport(identity), self._handlers)
+        listen = list(self._options.get("listen", ["/ip4/0.0.0.0/tcp/0"]))
+        return Peer(settings, Libp2pTransport(identity, listen), self._handlers, direct=DirectTransport(identity, listen))
 
     def _announce(self) -> None:
         if self._peer is not None:

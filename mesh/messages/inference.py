@@ -73,6 +73,7 @@ class Delta(msgspec.Struct, frozen=True, tag="delta"):
     """New output of one choice. `offset` is the index of the first of `token_ids` among the generated tokens.
 
     `text` may be empty (held back bytes of a character) and its characters need not line up with `token_ids`.
+    A text-only service knows no tokens: its deltas have no `token_ids`, `offset` counts deltas, and they cannot be resumed.
     """
 
     offset: int

@@ -117,18 +117,18 @@ async def hang(request, emit):
 # HTTP
 
 
-async def test_health_is_alive_and_counts_nodes_truthfully(served, http, mesh):
+async def test_health_is_alive_and_counts_services_truthfully(served, http, mesh):
     body = (await http.get(f"{served.url}/health")).json()
     assert {"status": "healthy", "mode": "api_server", "router": True}.items() <= body.items()
     assert (body["healthy_services"], body["total_services"]) == (0, 0)
     node = await mesh.node()
     await mesh.node(state="failed")
     body = (await http.get(f"{served.url}/health")).json()
-    assert (body["healthy_services"], body["total_services"]) == (1, 2)
+    assert (body["healthy_services"], body["total_services"]) == (2, 4)  # a node is two services
     node.announce("failed")
     await mesh.sees(node, "failed")
     body = (await http.get(f"{served.url}/health")).json()
-    assert (body["healthy_services"], body["total_services"]) == (0, 2)
+    assert (body["healthy_services"], body["total_services"]) == (0, 4)
 
 
 async def test_ready_only_while_a_model_can_be_served(served, http, mesh):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mesh import exchange
-from mesh.exchange import CHUNK, Exchange
+from mesh.exchange import ASKS, CHUNK, Exchange
 from mesh.identity import Identity
 from mesh.messages.record import NodeRecord
 from mesh.record import seal
@@ -45,9 +45,10 @@ def learn(registry: Registry, role: str = "node", name: str = "n") -> str:
     return identity.peer_id
 
 
-def link(role: str) -> Any:
+def link(role: str, *features: str) -> Any:
     sent: list[Records] = []
-    return SimpleNamespace(peer_id="other", record=SimpleNamespace(role=role, sequence=1), send=sent.append, sent=sent)
+    record, hello = SimpleNamespace(role=role, sequence=1), SimpleNamespace(features=list(features))
+    return SimpleNamespace(peer_id="other", record=record, hello=hello, send=sent.append, sent=sent)
 
 
 def sizes(message: Records) -> int:
@@ -80,10 +81,12 @@ def registry_id(registry: Registry, sealed: Any) -> str:
     return next(view.peer_id for view in registry.peers.values() if view.sealed is sealed)
 
 
-def test_a_node_hears_of_no_nodes(registry):
+def test_a_node_hears_of_nodes_only_when_it_asks_them(registry):
     learn(registry, "node")
     learn(registry, "gateway")
     other = link("node")
     Exchange(registry, list).greet(other)
-    (message,) = other.sent
-    assert len(message.records) == 1
+    assert [len(message.records) for message in other.sent] == [1]
+    asking = link("node", ASKS)
+    Exchange(registry, list).greet(asking)
+    assert [len(message.records) for message in asking.sent] == [2]

@@ -198,6 +198,16 @@ async def test_a_gateway_dials_the_node_that_it_hears_of(autojump_clock):
         await until(lambda: served(gateway) == {node.peer_id}, limit=2)
 
 
+async def test_a_gateway_dials_gateways_that_it_hears_of_for_they_may_serve_foreign_services(autojump_clock):
+    async with town() as here:
+        other = await here.add("gateway")
+        gateway = await here.add("gateway", discovery=hearing(Heard(other.peer_id, other.addresses, role="gateway")))
+        await until(lambda: other.peer_id in gateway.links, limit=5)
+        assert gateway.registry.nodes() == []
+        other.announce([MODEL], {"m": ModelLoad("ready")})
+        await until(lambda: served(gateway) == {other.peer_id}, limit=5)
+
+
 async def test_a_node_dials_nobody_that_it_hears_of(autojump_clock):
     async with town() as here:
         other = await here.add("node")

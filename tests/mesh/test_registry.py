@@ -256,7 +256,7 @@ def test_a_listener_that_fails_does_not_keep_others_from_hearing(registry, caplo
 def test_nodes_are_those_with_a_live_link_that_do_not_leave(registry):
     gateway, leaving, dead = Identity.generate(), Identity.generate(), Identity.generate()
     registry.linked(link_of(sealed()))
-    registry.linked(link_of(sealed(gateway, role="gateway")))
+    registry.linked(link_of(sealed(gateway, role="gateway", models=[])))
     registry.learn(sealed(Identity.generate()))
     going, gone = link_of(sealed(leaving)), link_of(sealed(dead))
     registry.linked(going)
@@ -264,6 +264,28 @@ def test_nodes_are_those_with_a_live_link_that_do_not_leave(registry):
     going.leaving = True
     gone.closed = SimpleNamespace(is_set=lambda: True)
     assert [view.peer_id for view in registry.nodes()] == [NODE.peer_id]
+
+
+def test_a_gateway_that_announces_models_serves_them_like_a_node(registry):
+    gateway = Identity.generate()
+    registry.linked(link_of(sealed(gateway, role="gateway")))
+    assert [view.peer_id for view in registry.nodes("m")] == [gateway.peer_id]
+    assert [entry.id for entry in registry.catalog()] == ["m"]
+
+
+def test_what_we_serve_ourselves_is_there_while_it_names_models(registry, heard):
+    ours = sealed(OWN, role="gateway")
+    link = link_of(ours, m="ready")
+    registry.serve(link, link.record, ours)
+    registry.serve(link, link.record, ours)
+    assert [view.peer_id for view in registry.nodes("m")] == [OWN.peer_id]
+    link.load = {"m": ModelLoad("failed")}
+    registry.serve(link, link.record, ours)
+    assert registry.catalog()[0].state == "failed"
+    assert registry.learn(sealed(OWN, sequence=9)) is None
+    registry.serve(link, open_record(sealed(OWN, models=[])), ours)
+    assert registry.nodes() == []
+    assert [kind for kind, _ in heard] == ["joined", "changed", "left"]
 
 
 def test_an_exact_id_beats_an_alias(registry):

@@ -71,7 +71,8 @@ class DirectTransport:
                 listeners.append(listener)
             accept = partial(self._accept, handler)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(trio.serve_listeners, accept, listeners, handler_nursery=nursery))
+                if listeners:  # a client has none
+                    nursery.start_soon(partial(trio.serve_listeners, accept, listeners, handler_nursery=nursery))
                 task_status.started()
                 await trio.sleep_forever()
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import trio
 
@@ -162,7 +164,12 @@ async def test_over_real_sockets_from_a_program_without_trio():
     def program(address: str) -> tuple[list[str], str, list[str], list[str]]:
         with MeshClient.sync(bootstrap=[address], mdns=False, mesh="sockets-test") as client:
             models = [model.id for model in client.models()]
-            text = client.chat("echo", [{"role": "user", "content": "good day"}]).text
+            question = [{"role": "user", "content": "good day"}]
+
+            async def from_asyncio() -> str:
+                return (await asyncio.to_thread(client.chat, "echo", question)).text
+
+            text = asyncio.run(from_asyncio())
             pieces = list(client.stream("echo", [{"role": "user", "content": "piece by piece"}]))
             with pytest.raises(NotFound):
                 client.chat("other", [{"role": "user", "content": "x"}])

@@ -1,0 +1,1 @@
+"""The older registry's HTTP face: the mesh as a list of services, and foreign services that register over HTTP."""
