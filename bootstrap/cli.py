@@ -1,49 +1,25 @@
-"""`mesh-bootstrap`: a peer at a known address that tells others of each other. It serves no model and takes no client."""
+"""The program `mesh-bootstrap`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import trio
-
 from bootstrap.config import BootstrapConfig
-from mesh.messages.record import Hardware
-from mesh.peer import Peer, PeerSettings
 from mesh.runtime import launch
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
     from mesh.runtime import Program
 
+DESCRIPTION = "The way into a mesh: a peer at a known address that tells others of each other."
+
 
 def main() -> int:
-    """The entry point. Returns the exit code."""
-    return launch(
-        "bootstrap",
-        BootstrapConfig,
-        serve,
-        description="The way into a mesh: a peer at a known address that tells others of each other.",
-    )
+    """Run the program. Returns the exit code."""
+    return launch("bootstrap", BootstrapConfig, _serve, description=DESCRIPTION)
 
 
-async def serve(program: Program, config: BootstrapConfig) -> None:
-    """Be a peer of the mesh until the program stops."""
-    settings = PeerSettings(
-        identity=program.identity,
-        role="bootstrap",
-        name=program.name,
-        mesh=config.mesh,
-        bootstrap=config.bootstrap,
-        mdns=config.mdns,
-        hardware=Hardware(),
-        ports={},
-    )
-    direct = DirectTransport(program.identity, config.listen) if config.direct else None
-    peer = Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(peer.run)
-        program.ready(addresses=peer.addresses, http=None)
-        await program.stopping.wait()
-        await peer.close()
-        nursery.cancel_scope.cancel()
+async def _serve(program: Program, config: BootstrapConfig) -> None:
+    # Imported late: --help and a mistyped flag are answered without loading the network, and signals are obeyed while it loads.
+    from bootstrap.life import serve
+
+    await serve(program, config)

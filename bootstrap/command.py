@@ -19,11 +19,13 @@ import trio
 from bootstrap import report
 from bootstrap.chat import STOPPED, chat
 from bootstrap.doctor import DoctorSettings, Finding, examine
+from bootstrap.network_key import chosen_state_dir, invite, rotate
 from bootstrap.remote import DEFAULT_GATEWAY, Gateway, gateway_url
 from bootstrap.tables import show
 from bootstrap.up import UpSettings, up
 from mesh.errors import MeshError, Misconfigured
 from mesh.installation import check_installation
+from mesh.invite import EXPIRES, dial_addresses
 from mesh.logs import parse_levels
 from mesh.version import __version__
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 GATEWAY_VARIABLE = "INFERMESH_GATEWAY"
+_LONGEST_INVITE = 366 * 86400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(verbs)
     _add_route(verbs)
     _add_doctor(verbs)
+    _add_network_key(verbs)
     return parser
 
 
@@ -138,6 +142,21 @@ def _add_doctor(verbs: _Verbs) -> None:
     verb.set_defaults(act=_doctor)
 
 
+def _add_network_key(verbs: _Verbs) -> None:
+    verb = _add(verbs, "invite", "print a token that lets a peer into the private mesh: pass it as --bootstrap, keep it secret")
+    verb.add_argument("--expires", type=_duration, default=EXPIRES, metavar="TIME", help="such as 30m, 24h or 7d (default: 24h)")
+    _add_state_dir(verb)
+    verb.set_defaults(act=_invite)
+    verb = _add(verbs, "rotate-key", "replace the key of the private mesh; members are told, the old one stays valid for 24 h")
+    _add_state_dir(verb)
+    verb.set_defaults(act=_rotate)
+
+
+def _add_state_dir(verb: argparse.ArgumentParser) -> None:
+    help_text = "of a member on this machine (env: INFERMESH_STATE_DIR; default: that of mesh-bootstrap)"
+    verb.add_argument("--state-dir", type=Path, metavar="DIR", help=help_text)
+
+
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
@@ -151,6 +170,14 @@ def _seconds(text: str) -> float:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:], 0)
+    seconds = _seconds(text[:-1]) * unit if unit else _seconds(text)
+    if not 0 < seconds <= _LONGEST_INVITE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between a second and a year; write 30m, 24h or 7d")
     return seconds
 
 
@@ -199,12 +226,27 @@ def _chat(arguments: argparse.Namespace) -> int:
     return chat(Gateway(_chosen_gateway(arguments)), arguments.model, prompt)
 
 
+def _invite(arguments: argparse.Namespace) -> int:
+    print(invite(chosen_state_dir(arguments.state_dir), arguments.expires))
+    return 0
+
+
+def _rotate(arguments: argparse.Namespace) -> int:
+    print(rotate(chosen_state_dir(arguments.state_dir)))
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from_environment = [item.strip() for item in os.environ.get("INFERMESH_BOOTSTRAP", "").split(",") if item.strip()]
+    try:
+        # The addresses of an invite can be tried like any other; its proof is for the peer that joins.
+        bootstrap = [one for text in arguments.bootstrap or from_environment for one in dial_addresses(text)]
+    except ValueError as error:
+        raise Misconfigured(f"--bootstrap: {error}") from None
     settings = DoctorSettings(
         gateway=gateway_url(_chosen_gateway(arguments)),
         gateway_named=_chosen_gateway(arguments) != DEFAULT_GATEWAY,
-        bootstrap=arguments.bootstrap or from_environment,
+        bootstrap=bootstrap,
         mesh=arguments.mesh,
         models=dict(arguments.model),
         device=arguments.device,

@@ -100,6 +100,8 @@ class Hands:
     dial: Callable[[PeerView], None]
     close: Callable[[PeerId], None]
     """End the link to a peer that nobody needs. Never blocks."""
+    forbidden: Callable[[PeerId], bool] = lambda _peer_id: False
+    """A node that may not be linked takes no other's place."""
 
 
 class BestLinks:
@@ -158,7 +160,8 @@ class BestLinks:
             self._hands.dial(self._registry.peers[peer_id])
 
     def _nodes(self) -> list[Known]:
-        return [self._known(view) for view in self._registry.peers.values() if view.serves and view.peer_id != self._own]
+        others = [view for view in self._registry.peers.values() if view.serves and view.peer_id != self._own]
+        return [self._known(view) for view in others if not self._hands.forbidden(view.peer_id)]
 
     def _known(self, view: PeerView) -> Known:
         target = self._hands.dialler.target(view.peer_id)

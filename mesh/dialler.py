@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mesh.access import REFUSALS
 from mesh.backoff import Backoff
 from mesh.errors import Conflict, Denied, MeshError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from mesh.identity import PeerId
     from mesh.link import Link
@@ -43,6 +44,8 @@ class Target:
     news: trio.Event = field(default_factory=trio.Event)
     tried: trio.Event = field(default_factory=trio.Event)
     backoff: Backoff = field(default_factory=Backoff)
+    refusal: Denied | None = None
+    """Why the last try was refused, if it was."""
     failing: bool = False
     """Its last try came to nothing."""
 
@@ -79,6 +82,12 @@ class Dialler:
         for target in self._targets.values():
             target.news.set()
 
+    def retry(self) -> None:
+        """Try everybody again soon: what made others refuse us may be gone."""
+        for target in self._targets.values():
+            target.backoff.reset()
+            target.news.set()
+
     def drop(self, peer_id: PeerId) -> bool:
         """Dial this peer no more, until somebody wants it again. False when nobody did, or it is a bootstrap peer."""
         target = self._targets.get(peer_id)
@@ -106,6 +115,18 @@ class Dialler:
         self._targets[peer_id] = target = Target(peer_id, "bootstrap", list(addresses))
         nursery.start_soon(self._keep, target)
         return target
+
+    async def hold_all(self, nursery: trio.Nursery, bootstrap: Mapping[PeerId, Sequence[str]]) -> None:
+        """Keep links to the bootstrap peers for ever. Returns once each was tried.
+
+        Raises Denied when none took us and one refused us in a way that only an operator can change.
+        """
+        targets = [self.hold(nursery, peer_id, addresses) for peer_id, addresses in bootstrap.items()]
+        for target in targets:
+            await target.tried.wait()
+        refusals = [target.refusal for target in targets if target.refusal and target.refusal.code in REFUSALS]
+        if refusals and not any(self._link_of(target.peer_id) for target in targets):
+            raise refusals[0]
 
     def _refresh(self, target: Target, addresses: Sequence[str], until: float) -> None:
         if target.until is None:
@@ -138,12 +159,14 @@ class Dialler:
 
     async def _try(self, target: Target) -> None:
         began = trio.current_time()
+        target.refusal = None
         try:
             await self._connect(target)
         except Conflict as error:
             if error.code != "duplicate":
                 self._failed(target, error, for_long=True)
         except Denied as error:
+            target.refusal = error
             self._failed(target, error, for_long=True)
         except MeshError as error:
             self._failed(target, error, for_long=False)

@@ -5,7 +5,8 @@
 2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else a direct one, unless it is old
    and the other side dials anew; else the smaller peer id's. `links` holds the one that stays; the other ends once it is idle.
 3. Nothing that a link, a dial or a way of hearing does ends `run`.
-4. An open mesh takes peers from loopback, link-local and private addresses only.
+4. An open mesh takes peers from loopback, link-local and private addresses only; a private one whoever proves its key.
+5. A bootstrap peer that refuses us at the start, for the key or by a list, ends `run`, unless another one took us.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from mesh.dialler import MAX_DIALS, Dialler, Target
 from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
 from mesh.exchange import ASKS, MAX_RECORDS, Exchange
 from mesh.hearing import Hearing
+from mesh.key_spread import KeySpread
 from mesh.link import Link, LinkSide
 from mesh.link.link import refuse
-from mesh.messages.link import Drained, Heartbeat, Hello, Leave, Records, Upgrade, UpgradeOffer
+from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL
@@ -89,12 +91,21 @@ class Peer:
         self._bootstrap = by_peer(settings.bootstrap)
         self._load: dict[str, ModelLoad] = {}
         self._own = OwnRecord(settings)
-        self._side = LinkSide(hello=self._hello, service=service, load=lambda: self._load, admit=self._admit, heard=self._hear)
+        self._side = LinkSide(
+            hello=self._hello,
+            credentials=settings.credentials,
+            service=service,
+            load=lambda: self._load,
+            admit=self._admit,
+            heard=self._hear,
+        )
         self._exchange = Exchange(self.registry, lambda: self.links.values())
+        self._keys = KeySpread(settings.access.keyring, self.links.values, lambda: self._dialler.retry())
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
         self._dialler = Dialler(self._connect, self._link_of, self.trail, lambda: self._best.changed())
         close = lambda peer_id: self._start(self.links[peer_id].close, "others serve the same")  # noqa: E731
-        hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close)
+        forbidden = lambda peer_id: settings.access.refusal(peer_id) is not None  # noqa: E731
+        hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close, forbidden=forbidden)
         self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
         self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
@@ -134,7 +145,7 @@ class Peer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
 
-        Raises Misconfigured when a listener cannot be bound.
+        Raises Misconfigured when a listener cannot be bound, Denied by rule 5.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -143,14 +154,13 @@ class Peer:
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
-            nursery.start_soon(self._hearing.run, self)
+            nursery.start_soon(self._keys.run)
+            nursery.start_soon(self._hear_others)
             nursery.start_soon(self._explain_isolation)
             if self._asks:
                 self.registry.subscribe(lambda _event: self._best.changed())
                 nursery.start_soon(self._best.run)
-            targets = [self._dialler.hold(nursery, peer_id, addresses) for peer_id, addresses in self._bootstrap.items()]
-            for target in targets:
-                await target.tried.wait()
+            await self._dialler.hold_all(nursery, self._bootstrap)
             task_status.started()
 
     def announce(self, models: list[ModelEntry], load: dict[str, ModelLoad]) -> None:
@@ -255,6 +265,8 @@ class Peer:
             target.failing = False
             self.trail.add(target.way, target.label, "is linked", found=True)
 
+        if (objection := self.settings.access.objection(target.peer_id)) is not None:
+            raise objection
         async with self._dials:
             channel = await self._transport.dial(target.addresses)
         await self._upgrades.attend(channel, up)
@@ -278,7 +290,9 @@ class Peer:
             self._gone(link)
 
     def _refusal(self, channel: Channel) -> MeshError | None:
-        if not is_near(channel.remote_address):
+        if (denial := self.settings.access.refusal(channel.peer_id)) is not None:
+            return denial
+        if self.settings.access.keyring is None and not is_near(channel.remote_address):
             text = "this mesh is open and takes peers from loopback, link-local and private addresses only"
             return Denied(text, code="open_mesh", status=403)
         if self.leaving:
@@ -327,6 +341,7 @@ class Peer:
         self.links[link.peer_id] = link
         self.registry.linked(link)
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
+        self._keys.greet(link)
         self._exchange.greet(link)
         logger.info("linked with %s %s (%s) over %s", link.record.role, link.record.name, link.peer_id, link.carrier)
 
@@ -355,6 +370,8 @@ class Peer:
         match message:
             case Records():
                 await self._learn_all(link, message)
+            case Keys():
+                self._keys.hear(message)
             case Heartbeat() if current:
                 self.registry.beaten(link)
             case Leave() if current:
@@ -392,8 +409,13 @@ class Peer:
 
     def _want(self, peer_id: PeerId, way: str, addresses: list[str], until: float) -> None:
         assert self._nursery is not None
-        if peer_id != self.peer_id:
+        if peer_id != self.peer_id and self.settings.access.refusal(peer_id) is None:
             self._dialler.want(self._nursery, peer_id, way, [one for one in addresses if names(one, peer_id)], until)
+
+    async def _hear_others(self) -> None:
+        # Without the key those who hear of us, and those whom we hear of, would only be refused.
+        await self._keys.keyed.wait()
+        await self._hearing.run(self)
 
     def _sighted(self, way: str, sighting: Sighting) -> None:
         known = sighting.peer_id in self.registry.peers and self._dialler.target(sighting.peer_id) is None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mesh.access import Access
 from mesh.best_links import LINKS_PER_MODEL
+from mesh.link.proof import Credentials
 from mesh.messages.record import Hardware
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerSettings:
-    """`bootstrap` holds full multiaddrs, several of one peer or of many."""
+    """`bootstrap` holds full multiaddrs, several of one peer or of many. `access` makes the mesh a private one."""
 
     identity: Identity
     role: Role
@@ -23,6 +25,7 @@ class PeerSettings:
     mesh: str = "default"
     bootstrap: list[str] = field(default_factory=list)
     mdns: bool = False
+    access: Access = field(default_factory=Access)
     hardware: Hardware = field(default_factory=Hardware)
     ports: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
@@ -30,3 +33,11 @@ class PeerSettings:
     """It dials the nodes that it learns of, to ask them. None: a gateway and a client do, the others do not."""
     links_per_model: int = LINKS_PER_MODEL
     """How many nodes of one model are linked at most, where it asks."""
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What proves that we are of a private mesh; None in an open one."""
+        access = self.access
+        if access.keyring is None:
+            return None
+        return Credentials(own=self.identity.peer_id, keyring=access.keyring, invites=access.invites)

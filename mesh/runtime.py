@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from mesh import logs
+from mesh.access import Access, open_access
 from mesh.config import CommonConfig, load
 from mesh.errors import Denied, Misconfigured
 from mesh.identity import Identity, load_identity
@@ -107,6 +108,7 @@ class Program:
         self.role = role
         self.state_dir: Path = folder.path
         self.identity: Identity = load_identity(folder.path / "identity.pem")
+        self.access: Access = open_access(config, folder.path)
         self.name: str = display_name(config.name, self.identity.peer_id)
         self.stopping = trio.Event()
         self.cut_short = False

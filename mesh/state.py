@@ -29,6 +29,18 @@ def default_state_dir(role: str) -> Path:
     return folder / "infermesh" / role
 
 
+def read_addresses(path: Path) -> list[str] | None:
+    """Where the peer that runs on a state folder is reached, loopback first; None when none runs there."""
+    try:
+        said = json.loads((path / _ADDRESSES).read_bytes())
+        os.kill(int(said["pid"]), 0)
+        return [str(address) for address in said["addresses"]]
+    except PermissionError:  # Somebody else's process: it is there.
+        return [str(address) for address in said["addresses"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class StateFolder:
     """Creates the folder, mode 700, and holds its lock from `__enter__` to `__exit__`. Raises Misconfigured."""
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mesh.access import REFUSALS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -129,6 +131,8 @@ def _sentence(entry: TrailEntry) -> str:
             return f"{entry.target} answered, but {entry.outcome}."
         case _, "open_mesh":
             return f"{entry.target} is at a public address, and this mesh is open. Use a private network between the two."
+        case _, code if code in REFUSALS:
+            return f"{entry.target} answered, but {entry.outcome}."
         case "bootstrap", "":
             return f"Bootstrap {entry.target}: {entry.outcome}."
         case "bootstrap", _:

@@ -82,9 +82,10 @@ class Node:
             identity=self._program.identity,
             role="node",
             name=self._program.name,
-            mesh=config.mesh,
-            bootstrap=config.bootstrap,
+            mesh=self._program.access.mesh,
+            bootstrap=self._program.access.bootstrap,
             mdns=config.mdns,
+            access=self._program.access,
             hardware=await discover(config.device),
             ports={"service": port, "supervisor": port + 1},
         )

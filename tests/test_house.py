@@ -55,7 +55,7 @@ def test_documents_link_to_files_that_exist() -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("module", ["gateway.cli", "bootstrap.cli", "bootstrap.command", "node.cli"])
+@pytest.mark.parametrize("module", ["gateway.life", "bootstrap.life", "bootstrap.command", "node.app"])
 def test_programs_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(name.split('.')[0] in ('torch', 'transformers') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -8,10 +8,24 @@ from __future__ import annotations
 import ipaddress
 
 from mesh.identity import public_key_of
+from mesh.invite import PREFIX, is_invite, read, unseal
 
 _DIAL_EXAMPLE = "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."
 _LISTEN_EXAMPLE = "/ip4/0.0.0.0/tcp/4001"
 _HIGHEST_PORT = 65535
+_MAX_REPEATED = 60
+"""Characters of something that is no address that an error repeats: it may be a piece of an invite."""
+
+
+def check_bootstrap(text: str) -> None:
+    """Raise ValueError unless `text` is an address to dial or an invite, which is never repeated."""
+    if is_invite(text):
+        for address in read(unseal(text)).addresses:
+            check_dial_address(address)
+    elif text.startswith("/") or len(text) <= _MAX_REPEATED:
+        check_dial_address(text)
+    else:
+        raise ValueError(f"an argument of {len(text)} characters is neither an address (/ip4/...) nor an invite ({PREFIX}...)")
 
 
 def check_dial_address(address: str) -> None:
@@ -27,6 +41,14 @@ def check_dial_address(address: str) -> None:
     except ValueError:
         raise ValueError(f"{address!r} ends in {parts[-1]!r}, which is not a peer id; {example}") from None
     _check_tcp(address, parts, lowest_port=1, example=example)
+
+
+def check_peer_id(text: str) -> None:
+    """Raise ValueError unless `text` is a peer id."""
+    try:
+        public_key_of(text)
+    except ValueError:
+        raise ValueError(f"{text[:80]!r} is not a peer id; it looks like 12D3KooW..., as a peer says when it is ready") from None
 
 
 def check_listen_address(address: str) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from mesh.config.addresses import check_dial_address, check_listen_address
+from mesh.config.addresses import check_bootstrap, check_listen_address, check_peer_id
 from mesh.config.schema import Option
+from mesh.invite import is_invite
 from mesh.logs import parse_levels
 
 
@@ -25,13 +26,19 @@ def _check_name(name: str) -> None:
 class CommonConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What all roles share. A role's schema inherits it and may give a key another default."""
 
+    def __repr__(self) -> str:
+        """Without invites: they are secrets."""
+        shown = ["(an invite)" if is_invite(text) else text for text in self.bootstrap]
+        fields = {**msgspec.structs.asdict(self), "bootstrap": shown}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
     bootstrap: Annotated[
         list[str],
         Option(
-            help="A peer to find the mesh through: its multiaddr, ending in /p2p/PEER-ID.",
+            help="A peer to find the mesh through: its multiaddr, ending in /p2p/PEER-ID, or an invite to a private mesh.",
             environment=("LIBP2P_BOOTSTRAP_PEERS",),
-            metavar="ADDR",
-            check=check_dial_address,
+            metavar="ADDR|INVITE",
+            check=check_bootstrap,
         ),
     ] = []
     listen: Annotated[
@@ -45,6 +52,16 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool, Option(help="Carry links over plain TLS once libp2p has proven both sides, where that is possible: it costs less.")
     ] = True
     mesh: Annotated[str, Option(help="The mesh to join: peers of another name are ignored.", check=_check_name)] = "default"
+    private: Annotated[
+        bool, Option(help="Only peers with the network key get in; the first start makes it, `mesh invite` lets others in.")
+    ] = False
+    allow_peer: Annotated[
+        list[str],
+        Option(help="Link with this peer; when given, with no peer that is not named.", metavar="PEER-ID", check=check_peer_id),
+    ] = []
+    deny_peer: Annotated[
+        list[str], Option(help="Never link with this peer; beats --allow-peer.", metavar="PEER-ID", check=check_peer_id)
+    ] = []
     name: Annotated[
         str,
         Option(help="The name shown to people.", check=_check_name, default_help="the host name and the end of the peer id"),

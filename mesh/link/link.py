@@ -1,6 +1,7 @@
 """One link: hello, then one reader and one writer until the channel dies.
 
-1. Nothing but hello (or `Refused`) is said before both hellos are checked; each side has `HELLO_LIMIT` seconds.
+1. Nothing but hello (or `Refused`) is said before both hellos are checked; each side has `HELLO_LIMIT` seconds. In a private mesh
+   the proofs of `proof.py` come before.
 2. A hello's record is signed by the peer that the channel proves.
 3. Whatever the other side sends, at worst its own link ends; `reason` says why.
 4. When `run` has returned or raised, the channel is closed and every request in both directions has ended.
@@ -17,7 +18,9 @@ import trio
 from mesh.errors import BadRequest, Conflict, Denied, MeshError, Unavailable
 from mesh.framing import FrameError, FrameReader, frame
 from mesh.link.codec import Malformed, UnknownKind, decode, encode, join
+from mesh.link.greeting import Greeting
 from mesh.link.opened import OpenedRequests
+from mesh.link.proof import Credentials, Prover, private_mesh
 from mesh.link.pulse import INTERVAL, SILENCE, Pulse
 from mesh.link.served import ServedRequests
 from mesh.link.writer import LinkWriter
@@ -27,10 +30,12 @@ from mesh.messages.link import (
     Emit,
     Heartbeat,
     Hello,
+    Keys,
     Leave,
     LinkMessage,
     ModelLoad,
     Open,
+    Prove,
     Records,
     Refused,
     Unknown,
@@ -61,7 +66,7 @@ _LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 logger = logging.getLogger(__name__)
 
-Control = Heartbeat | Records | Leave | Upgrade | UpgradeOffer | Drained
+Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained
 
 
 async def _ignore(_link: Link, _message: Control) -> None:
@@ -73,6 +78,7 @@ class LinkSide:
     """What our side brings to a link. The callables are asked when it matters, so they always tell the present."""
 
     hello: Callable[[], Hello]
+    credentials: Credentials | None = None  # of a private mesh
     service: InferenceService | None = None
     load: Callable[[], Mapping[str, ModelLoad]] = dict
     admit: Callable[[Link], None] = lambda _link: None
@@ -97,6 +103,8 @@ class Link:
         self.leaving = False
         self.closed = trio.Event()
         self.reason = ""
+        self.known_keys: frozenset[str] = frozenset()
+        """Ids of the network keys that the other side said it has."""
         self.remote_address = channel.remote_address
         self._channel = channel
         self._side = side
@@ -213,24 +221,38 @@ class Link:
             case Hello():
                 await self._admit(first)
                 return rest
+            case Prove():
+                raise private_mesh()
             case Refused():
                 raise _refusal(first)
             case _:
                 raise Unavailable(f"{self.peer_id} spoke before it said hello", code="no_hello")
 
     async def _exchange_hello(self) -> tuple[object, list[Received]]:
+        greeting = Greeting(self._channel, self._frames, self._pulse.heard)
         try:
-            await self._channel.send_all(frame(join([encode(self._side.hello())])))
-            while data := await self._channel.receive_some(READ_SIZE):
-                self._pulse.heard()
-                messages = [message for body in self._frames.feed(bytes(data)) for message in decode(body)]
-                if messages:
-                    return messages[0], messages[1:]
+            instead = await self._prove(greeting)
+            if instead is not None:
+                return instead, []
+            await greeting.say(self._side.hello())
+            return await greeting.hear(), greeting.rest()
         except FrameError as error:
             raise Unavailable(f"{self.peer_id} does not speak this protocol: {error}", code="no_hello") from error
         except _LOST as error:
             raise Unavailable(f"{self.peer_id} closed the connection before it said hello", code="no_hello") from error
-        raise Unavailable(f"{self.peer_id} closed the connection before it said hello", code="no_hello")
+
+    async def _prove(self, greeting: Greeting) -> Received | None:
+        """What the other side said instead of its proof, if anything."""
+        if self._side.credentials is None:
+            return None
+        prover = Prover(self._side.credentials, self.peer_id, dialled=self.dialled)
+        try:
+            return await prover.run(greeting)
+        except Denied as error:
+            await refuse(self._channel, error.code, error.message)
+            raise
+        finally:
+            self.known_keys = prover.theirs
 
     async def _admit(self, hello: Hello) -> None:
         try:
@@ -329,7 +351,7 @@ class Link:
                 served.open(message)
             case Cancel():
                 served.cancel(message.stream)
-            case Heartbeat() | Records() | Leave() | Upgrade() | UpgradeOffer() | Drained():
+            case Heartbeat() | Records() | Leave() | Keys() | Upgrade() | UpgradeOffer() | Drained():
                 await self._hear(message)
             case Malformed(opened=True):
                 served.refuse(message.stream, BadRequest(f"the request has the wrong shape: {message.why}"))

@@ -21,8 +21,47 @@ class ModelLoad(msgspec.Struct, frozen=True):
     """Engine steps since start: it grows while the engine makes progress."""
 
 
+class Prove(msgspec.Struct, frozen=True, tag="prove"):
+    """First message in both directions of a private mesh: show that you hold one of these keys, newest first.
+
+    `invite` is a sealed invite, said by its bearer to the member that it names. It is a secret.
+    """
+
+    nonce: bytes
+    key_ids: list[str] = []
+    invite: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Prove({self.key_ids!r})"
+
+
+class Proof(msgspec.Struct, frozen=True, tag="proof"):
+    """The answer to `Prove`: a MAC under the named key, see `mesh/link/proof.py`."""
+
+    key_id: str
+    mac: bytes
+
+
+class SharedKey(msgspec.Struct, frozen=True):
+    """A network key on its way to a member. `valid_for` in seconds; None for the current key."""
+
+    key_id: str
+    key: bytes
+    generation: int
+    valid_for: float | None = None
+
+    def __repr__(self) -> str:
+        return f"SharedKey({self.key_id!r}, generation={self.generation})"
+
+
+class Keys(msgspec.Struct, frozen=True, tag="keys"):
+    """The network keys: to the bearer of a good invite, and to members that lack one."""
+
+    keys: list[SharedKey]
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """First message in both directions. `instance` differs at every start of the process."""
+    """First message in both directions, after the proofs of a private mesh. `instance` differs at every start of the process."""
 
     mesh: str
     instance: str
@@ -112,4 +151,20 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
     """A direct link took the place of this one: nothing that the sender opened runs here, and it opens nothing more."""
 
 
-LinkMessage = Hello | Refused | Heartbeat | Records | Leave | Open | Emit | Cancel | Upgrade | UpgradeOffer | Drained | Unknown
+LinkMessage = (
+    Prove
+    | Proof
+    | Keys
+    | Hello
+    | Refused
+    | Heartbeat
+    | Records
+    | Leave
+    | Open
+    | Emit
+    | Cancel
+    | Upgrade
+    | UpgradeOffer
+    | Drained
+    | Unknown
+)

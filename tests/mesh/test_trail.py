@@ -45,6 +45,7 @@ def test_nothing_was_tried(trail):
         ("bootstrap", "unavailable", ("could not be used: it said no", "mesh doctor")),
         ("bootstrap", "other_mesh", ("answered, but it said no",)),
         ("bootstrap", "open_mesh", ("public address",)),
+        ("bootstrap", "network_key", ("answered, but it said no",)),
         ("bootstrap", "", ("it said no",)),
         ("mdns", "", ("mDNS it said no", "start a node", "--bootstrap")),
         ("mdns", "heard", ("mDNS it said no, but there is no link yet",)),

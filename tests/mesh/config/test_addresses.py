@@ -1,7 +1,9 @@
 import pytest
 
-from mesh.config.addresses import check_dial_address, check_listen_address
+from mesh.config.addresses import check_bootstrap, check_dial_address, check_listen_address, check_peer_id
 from mesh.identity import Identity
+from mesh.invite import issue
+from mesh.keyring import Keyring
 
 PEER = Identity.from_seed(bytes(32)).peer_id
 
@@ -53,3 +55,28 @@ def test_good_listen_addresses(address):
 def test_bad_listen_addresses(address, said):
     with pytest.raises(ValueError, match=said):
         check_listen_address(address)
+
+
+def test_a_bootstrap_peer_is_an_address_or_an_invite():
+    keyring = Keyring(None, "m")
+    keyring.rotate()
+    address = f"/ip4/192.0.2.1/tcp/4001/p2p/{PEER}"
+    token = issue(keyring.current, "m", [address], 1.0)
+    check_bootstrap(address)
+    check_bootstrap(token)
+    for wrong, said in (
+        (issue(keyring.current, "m", [address.replace("4001", "0")], 1.0), "the port '0'"),
+        (token[:-20], "broken"),
+        (token[5:], "is neither an address"),
+        ("192.0.2.1:4001", "does not say which peer"),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            check_bootstrap(wrong)
+        assert token[60:] not in str(caught.value)
+
+
+def test_peer_ids():
+    check_peer_id(PEER)
+    for wrong in ("", "12D3", PEER[:-1], f"/p2p/{PEER}", "0OIl"):
+        with pytest.raises(ValueError, match="is not a peer id"):
+            check_peer_id(wrong)

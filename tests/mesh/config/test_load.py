@@ -11,7 +11,8 @@ from mesh.config.schema import keys_of
 from mesh.errors import Misconfigured
 from mesh.identity import Identity
 
-PEERS = [f"/ip4/192.0.2.{i}/tcp/4001/p2p/{Identity.from_seed(bytes([i]) * 32).peer_id}" for i in range(3)]
+PEER_IDS = [Identity.from_seed(bytes([i]) * 32).peer_id for i in range(3)]
+PEERS = [f"/ip4/192.0.2.{i}/tcp/4001/p2p/{peer_id}" for i, peer_id in enumerate(PEER_IDS)]
 
 
 class EveryShape(CommonConfig, frozen=True, kw_only=True):
@@ -39,6 +40,9 @@ VALUES = {
     "drain_timeout": [1.5, 2, 3],
     "log_format": ["json", "json", "json"],
     "log_level": ["debug", "warning,mesh.link=debug", "error"],
+    "private": [True, True, True],
+    "allow_peer": [[PEER_IDS[0]], PEER_IDS[1:], [PEER_IDS[2]]],
+    "deny_peer": [[PEER_IDS[0]], PEER_IDS[1:], [PEER_IDS[2]]],
     "port": [0, 65535, 1],
     "model": [{"a": "/a"}, {"b": "/b", "c": "d=e"}, {"c": "/c"}],
     "device": ["cpu", "cuda:0", "auto"],

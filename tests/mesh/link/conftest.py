@@ -176,6 +176,11 @@ def kit() -> Kit:
 
 
 @pytest.fixture
+def raw_end() -> type[Raw]:
+    return Raw
+
+
+@pytest.fixture
 def words() -> type[Words]:
     return Words
 
