@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.messages.record import Hardware
-from mesh.peer import Peer, PeerSettings
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
+from mesh.network import network_peer
 
 if TYPE_CHECKING:
     from bootstrap.config import BootstrapConfig
@@ -18,19 +15,7 @@ if TYPE_CHECKING:
 
 async def serve(program: Program, config: BootstrapConfig) -> None:
     """Be a peer of the mesh until the program stops."""
-    settings = PeerSettings(
-        identity=program.identity,
-        role="bootstrap",
-        name=program.name,
-        mesh=program.access.mesh,
-        bootstrap=program.access.bootstrap,
-        mdns=config.mdns,
-        access=program.access,
-        hardware=Hardware(),
-        ports={},
-    )
-    direct = DirectTransport(program.identity, config.listen) if config.direct else None
-    peer = Peer(settings, Libp2pTransport(program.identity, config.listen), direct=direct)
+    peer = network_peer(program, config)
     async with trio.open_nursery() as nursery:
         await nursery.start(peer.run)
         program.ready(addresses=peer.addresses, http=None)

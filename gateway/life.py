@@ -16,14 +16,13 @@ from gateway.registry_view.store import ServiceStore
 from mesh.errors import Misconfigured
 from mesh.http import serve as serve_http
 from mesh.loopback import Loopback
-from mesh.peer import Peer, PeerSettings
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
+from mesh.network import network_peer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mesh.http import Router
+    from mesh.peer import Peer
     from mesh.runtime import Program
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
     """Serve HTTP, join the mesh, and finish what is in flight when the program is told to stop."""
     check_binding(config)
     foreign = ForeignServices(ServiceStore(program.state_dir / "services.sqlite3"), via=program.identity.peer_id)
-    peer = _peer(program, config, foreign)
+    peer = network_peer(program, config, foreign, links_per_model=config.links_per_model)
     gateway = Gateway(
         peer.registry,
         foreign=foreign,
@@ -89,21 +88,6 @@ async def _finish_foreign(peer: Peer, foreign: ForeignServices) -> None:
     async with trio.open_nursery() as nursery:
         for link in list(peer.links.values()):
             nursery.start_soon(link.flush)
-
-
-def _peer(program: Program, config: GatewayConfig, service: ForeignServices) -> Peer:
-    settings = PeerSettings(
-        identity=program.identity,
-        role="gateway",
-        name=program.name,
-        mesh=program.access.mesh,
-        bootstrap=program.access.bootstrap,
-        mdns=config.mdns,
-        access=program.access,
-        links_per_model=config.links_per_model,
-    )
-    direct = DirectTransport(program.identity, config.listen) if config.direct else None
-    return Peer(settings, Libp2pTransport(program.identity, config.listen), service, direct=direct)
 
 
 def _limits(config: GatewayConfig) -> DispatchLimits:

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.errors import MeshError, Misconfigured
-from mesh.peer import Peer, PeerSettings
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
+from mesh.network import network_peer
 from node.backends.build import build_backends
 from node.hardware import discover
 from node.http import Identification, Ports, url_of
@@ -27,6 +25,7 @@ from node.service import NodeService
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mesh.peer import Peer
     from mesh.runtime import Program
     from node.backends.base import Backend
     from node.config import NodeConfig
@@ -77,21 +76,9 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def _peer(self, port: int) -> Peer:
-        config = self._config
-        settings = PeerSettings(
-            identity=self._program.identity,
-            role="node",
-            name=self._program.name,
-            mesh=self._program.access.mesh,
-            bootstrap=self._program.access.bootstrap,
-            mdns=config.mdns,
-            access=self._program.access,
-            hardware=await discover(config.device),
-            ports={"service": port, "supervisor": port + 1},
-        )
-        identity = self._program.identity
-        direct = DirectTransport(identity, config.listen) if config.direct else None
-        return Peer(settings, Libp2pTransport(identity, config.listen), self._service, direct=direct)
+        hardware = await discover(self._config.device)
+        ports = {"service": port, "supervisor": port + 1}
+        return network_peer(self._program, self._config, self._service, hardware=hardware, ports=ports)
 
     async def _start(self, nursery: trio.Nursery, peer: Peer) -> None:
         """Join the mesh and load the models at the same time; return when all of it has settled."""
