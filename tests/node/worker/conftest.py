@@ -112,6 +112,8 @@ class Outcome:
     """Everything that one request was answered with."""
 
     events: list[Event]
+    prior: int = 0
+    """Tokens that were given out before."""
 
     @property
     def ids(self) -> list[int]:
@@ -130,7 +132,7 @@ class Outcome:
         middle = self.events[1:-1] if isinstance(self.events[0], Accepted) else self.events[:-1]
         assert isinstance(self.last, Done | Fail)
         assert all(isinstance(event, Delta) for event in middle)
-        offset = 0
+        offset = self.prior
         for event in middle:
             assert isinstance(event, Delta)
             assert event.offset == offset
@@ -149,7 +151,7 @@ class Driver:
     def submit(self, **fields: Any) -> int:
         number, self._next = self._next, self._next + 1
         fields = {"task": "completion" if "prompt" in fields else "chat", "max_tokens": 24, "temperature": 0.0, **fields}
-        self.outcomes[number] = Outcome([])
+        self.outcomes[number] = Outcome([], prior=sum(map(len, fields.get("prior", []))))
         self.engine.submit(number, InferenceRequest(request_id=f"r{number}", model="m", **fields))
         return number
 
@@ -186,8 +188,11 @@ def drive() -> type[Driver]:
 
 @pytest.fixture(scope="session")
 def make_driver(models_folder: Path) -> Any:
-    def make(name: str = "llama", *, slots: int = 16, budget: int = 512, queue: int = 256, **options: Any) -> Driver:
-        limits = Limits(budget=budget, queue=queue)
+    def make(
+        name: str = "llama", *, slots: int = 16, budget: int = 512, queue: int = 256, stretch: float = 0.0, **options: Any
+    ) -> Driver:
+        # Without a stretch nothing depends on how fast this machine is.
+        limits = Limits(budget=budget, queue=queue, stretch=stretch)
         engine, _ = load(
             Options(path=models_folder / name, device="cpu", dtype="float32", slots=slots, limits=limits, **options),
             lambda _: None,
