@@ -66,7 +66,7 @@ async def _serve_clients(
             await _serve_registry(config, lambda: clients.start(listen, gateway.registry_router, config.registry_port))
         peer.settings.ports["service"] = port
         await mesh.start(peer.run)
-        mesh.start_soon(gateway.run, peer.addresses)
+        mesh.start_soon(gateway.run)
         mesh.start_soon(keep_announcing, gateway.foreign, Loopback(peer, gateway.foreign))
         program.ready(addresses=peer.addresses, http=_url(config.host, port))
         await program.stopping.wait()

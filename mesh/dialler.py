@@ -17,6 +17,7 @@ import trio
 from mesh.access import REFUSALS
 from mesh.backoff import Backoff
 from mesh.errors import Conflict, Denied, MeshError
+from mesh.trail import brief
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -184,7 +185,7 @@ class Dialler:
         news = self._trail.add(target.way, target.label, error.message, code=error.code)
         matters = for_long or target.way == "bootstrap"
         level = logging.DEBUG if not news else logging.WARNING if matters else logging.INFO
-        logger.log(level, "no link to %s (%s): %s", target.label, target.way, error.message)
+        logger.log(level, "no link to %s (%s): %s", target.label, target.way, brief(target.label, error.message))
 
     async def _pause(self, target: Target) -> None:
         if self._wanted(target):
