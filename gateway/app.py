@@ -78,7 +78,8 @@ class Gateway:
         return Response.json(report.route(self.dispatch, model))
 
     async def _peers(self, _request: Request) -> Response:
-        return Response.json({"peers": report.peers(self.dispatch), "timestamp": report.timestamp()})
+        known = len(self.registry.peers)
+        return Response.json({"peers": report.peers(self.dispatch), "known": known, "timestamp": report.timestamp()})
 
     async def _websocket(self, request: Request) -> WebSocketResponse:
         client_id = request.params["client_id"]

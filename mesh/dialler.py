@@ -20,7 +20,7 @@ from mesh.errors import Conflict, Denied, MeshError
 from mesh.trail import brief
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from mesh.identity import PeerId
     from mesh.link import Link
@@ -97,6 +97,11 @@ class Dialler:
         target.until = 0.0
         target.news.set()
         return True
+
+    @property
+    def wanted(self) -> Collection[PeerId]:
+        """Everybody whom a link is being kept to."""
+        return self._targets.keys()
 
     def target(self, peer_id: PeerId) -> Target | None:
         """What is being kept for this peer; None when nobody wants a link to it."""

@@ -662,7 +662,8 @@ async def test_bad_records_do_no_harm(autojump_clock):
             assert victim.peer_id not in gateway.registry.peers
 
 
-async def test_a_flood_of_strangers_is_bounded(autojump_clock):
+async def test_a_flood_of_strangers_is_bounded(autojump_clock, monkeypatch):
+    monkeypatch.setattr("mesh.registry.MAX_PEERS", 1000)
     async with town() as here:
         gateway = await here.add("gateway")
         async with intruder(here, gateway) as channel:
