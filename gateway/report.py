@@ -32,14 +32,19 @@ TASK_NAMES = {"chat": "text-generation", "completion": "text-generation", "embed
 """Our tasks by the names that clients of the WebSocket and of the status report use."""
 
 
+MAX_SHOWN = 1_000
+"""Peers that an answer lists: a mesh may have many times as many, and nobody reads them."""
+
+
 def timestamp() -> str:
     """Now, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def node_views(dispatch: Dispatch) -> list[PeerView]:
-    """Everybody whom the registry knows to serve models, linked or not, by name: nodes, and gateways with foreign services."""
-    views = [view for view in dispatch.router.registry.peers.values() if view.serves]
+    """Who serves models, by name: nodes, and gateways with foreign services. At most `MAX_SHOWN`, the linked before others."""
+    registry = dispatch.router.registry
+    views = registry.newest((view for view in registry.peers.values() if view.serves), MAX_SHOWN)
     return sorted(views, key=lambda view: (view.record.name, view.record.peer_id))
 
 
@@ -58,7 +63,7 @@ def level_of(view: PeerView, dispatch: Dispatch) -> Level:
 
 def servable(dispatch: Dispatch) -> bool:
     """True when some model can be served now."""
-    return any(level_of(view, dispatch) in ("healthy", "degraded") for view in node_views(dispatch))
+    return any(level_of(view, dispatch) in ("healthy", "degraded") for view in dispatch.router.registry.nodes())
 
 
 def health(version: str, *, healthy: int, total: int) -> Json:
@@ -145,8 +150,9 @@ def _load(view: PeerView, entry: ModelEntry) -> ModelLoad:
 
 
 def peers(dispatch: Dispatch) -> list[Json]:
-    """The body of `GET /v1/mesh/peers`: everybody the registry knows, by role and name."""
-    views = dispatch.router.registry.peers.values()
+    """The peers in `GET /v1/mesh/peers`, by role and name: at most `MAX_SHOWN`, the linked ones and those heard of last."""
+    registry = dispatch.router.registry
+    views = registry.newest(registry.peers.values(), MAX_SHOWN)
     return [peer(view) for view in sorted(views, key=lambda view: (view.record.role, view.record.name, view.record.peer_id))]
 
 
