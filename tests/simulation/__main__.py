@@ -88,7 +88,7 @@ def prefix_figures() -> list[Figure]:
 
 def crowd_figures() -> list[Figure]:
     """10,000 nodes, eight gateways that each link 64 of them."""
-    town = replace(TOWN, nodes=10_000, gateways=8, load=0.0006, requests=4_000)
+    town = replace(TOWN, nodes=10_000, gateways=8, load=0.5 * 512 / 10_000, requests=20_000)
     own, turns = (simulate(replace(town, policy=policy)) for policy in ("predicted_latency", "round_robin"))
     return [
         Figure(

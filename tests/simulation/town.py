@@ -105,8 +105,9 @@ async def _run(town: Town) -> Outcome:
             nursery.start_soon(node.run)
         gateways = [_gateway(town, nodes, nursery, random.Random(f"{town.seed}-{index}")) for index in range(town.gateways)]
         async with trio.open_nursery() as traffic:
+            rate = town.load * town.capacity
             for number in range(town.requests):
-                await trio.sleep(chance.expovariate(town.load * town.capacity))
+                await trio.sleep(chance.expovariate(rate))
                 request = _request(number, town, chance)
                 counted = number >= town.requests // 10
                 traffic.start_soon(_ask, gateways[number % len(gateways)], request, outcome if counted else Outcome())
