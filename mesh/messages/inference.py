@@ -37,6 +37,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     stream: bool = True
     """False: the answer is taken in one piece. Nothing of it is shown before its end, so another node may start over."""
     tenant: str = "anonymous"
+    affinity: str = ""
+    """Requests of one conversation or user share it (`prompt_cache_key`, else `user`): a gateway sends them to one node."""
     created: int = 0
     """Unix seconds at the gateway: the chat template's clock, so that a resumed request renders the same prompt."""
     deadline_ms: int | None = None
