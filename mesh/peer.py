@@ -26,7 +26,7 @@ from mesh.exchange import ASKS, MAX_RECORDS, Exchange
 from mesh.hearing import Hearing
 from mesh.key_spread import KeySpread
 from mesh.link import Link, LinkSide
-from mesh.link.link import refuse
+from mesh.link.refusal import refuse
 from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from mesh.identity import PeerId
-    from mesh.link.link import Control
+    from mesh.link.side import Control
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry, Role, SealedRecord
     from mesh.registry import PeerView
