@@ -23,6 +23,7 @@ from gateway.models import KnownModels
 from gateway.routing.demand import demand_of
 from gateway.search import Search, interrupted, is_failure, may_retry
 from mesh.errors import MeshError, TimedOut, Unavailable
+from mesh.service import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,7 +191,7 @@ class Dispatch:
         seen.begin(trio.current_time())
         try:
             with attempt.scope:
-                await node.link.infer(request, attempt.emit)
+                await node.link.infer(request, paced(attempt.emit, attempt.room))
             attempt.check()
         except MeshError as error:
             if delivery.ended:
