@@ -15,7 +15,7 @@ import trio
 
 from tests.figures import Figure, report, write
 from tests.network.namespaces import NotPermitted
-from tests.soak import deaths, joins
+from tests.soak import churn, deaths, joins, wan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PARTS: dict[str, Callable[[float], Awaitable[list[Figure]]]] = {
     "joins": joins.measure,
     "deaths": deaths.measure,
+    "wan": wan.measure,
+    "churn": churn.measure,
 }
 
 
