@@ -19,9 +19,10 @@ import trio
 from mesh.access import REFUSALS
 from mesh.backoff import LONGEST, Backoff
 from mesh.errors import Conflict, Denied, MeshError
+from mesh.trail import brief
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from mesh.identity import PeerId
     from mesh.link import Link
@@ -105,6 +106,11 @@ class Dialler:
         target.until = 0.0
         target.news.set()
         return True
+
+    @property
+    def wanted(self) -> Collection[PeerId]:
+        """Everybody whom a link is being kept to."""
+        return self._targets.keys()
 
     def target(self, peer_id: PeerId) -> Target | None:
         """What is being kept for this peer; None when nobody wants a link to it."""
@@ -203,7 +209,7 @@ class Dialler:
         news = self._trail.add(target.way, target.label, error.message, code=error.code)
         matters = for_long or target.way == "bootstrap"
         level = logging.DEBUG if not news else logging.WARNING if matters else logging.INFO
-        logger.log(level, "no link to %s (%s): %s", target.label, target.way, error.message)
+        logger.log(level, "no link to %s (%s): %s", target.label, target.way, brief(target.label, error.message))
 
     async def _pause(self, target: Target) -> None:
         if self._wanted(target):

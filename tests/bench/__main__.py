@@ -24,6 +24,7 @@ from mesh.messages.record import ModelEntry
 from mesh.peer import Peer, PeerSettings
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
+from tests.bench import registry
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
@@ -263,6 +264,7 @@ async def measure() -> list[Figure]:
                     figures.append(Figure(f"node ready to routable by {how}, p50 of {JOINS}", statistics.median(taken), "s"))
                     figures.append(Figure(f"node ready to routable by {how}, p95 of {JOINS}", quantile(taken, 0.95), "s", 5.0))
                 figures += await carriers()
+                figures += [Figure(*row) for row in registry.rows()]
                 figures += await through_gateway(fleet, http)
                 figures += await demo_engine(fleet, http)
                 return figures + await endings(fleet)
