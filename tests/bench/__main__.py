@@ -8,7 +8,6 @@ Everything is on loopback, bounded in count, and each ratio compares two things 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -20,23 +19,18 @@ import httpx2
 import trio
 from rich.progress import track
 
-from tests.bench.figures import Figure, table
+from tests.bench import registry
 from tests.bench.link import link
+from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-DOCS = Path(__file__).parents[2] / "docs"
-MARK = "<!-- figures -->"
 JOINS = 10
 REQUESTS = 300
 STREAMS = 32
 DEMO = "infermesh-demo"
-
-
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 async def models(http: httpx2.AsyncClient, url: str) -> list[str]:
@@ -198,8 +192,13 @@ async def arrivals(fleet: Fleet, http: httpx2.AsyncClient) -> list[Figure]:
     return figures
 
 
+async def records() -> list[Figure]:
+    return [Figure(*row) for row in registry.rows()]
+
+
 PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]] = {
     "joins": arrivals,
+    "registry": lambda _fleet, _http: records(),
     "link": lambda _fleet, _http: link(),
     "gateway": through_gateway,
     "engine": demo_engine,
@@ -218,14 +217,6 @@ async def measure(parts: Sequence[str]) -> list[Figure]:
             fleet.end()
 
 
-def write(figures: list[Figure]) -> None:
-    machine = {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine()}
-    raw = {"machine": machine, "figures": [{**vars(figure), "met": figure.met} for figure in figures]}
-    (DOCS / "benchmarks.json").write_text(json.dumps(raw, indent=1) + "\n")
-    page = DOCS / "benchmarks.md"
-    page.write_text(page.read_text().split(MARK)[0] + f"{MARK}\n\n{table(figures)}\n")
-
-
 def main(asked: Sequence[str]) -> int:
     unknown = [part for part in asked if part not in PARTS]
     if unknown:
@@ -234,10 +225,7 @@ def main(asked: Sequence[str]) -> int:
     figures = trio.run(measure, asked or [*PARTS])
     if not asked:
         write(figures)
-    print(table(figures))
-    missed = [figure.name for figure in figures if not figure.met]
-    print(*(f"missed: {name}" for name in missed), sep="\n")
-    return 1 if missed else 0
+    return report(figures)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from mesh.record import RECORD_TTL, seal
 from mesh.transport.base import Channel
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
-from tests.bench.figures import Figure
+from tests.figures import Figure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
