@@ -11,6 +11,7 @@ from gateway.registry_view.foreign import ForeignServices
 from gateway.registry_view.routes import RegistryRoutes
 from gateway.registry_view.via import GuardedRouter
 from gateway.registry_view.view import View
+from gateway.routing.demand import asked_demand
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.router import Router as NodeRouter
 from gateway.topics import Topics
@@ -75,7 +76,7 @@ class Gateway:
         model = request.query.get("model")
         if not model:
             raise BadRequest("name the model: GET /v1/route?model=ID", code="missing_model", param="model")
-        return Response.json(report.route(self.dispatch, model))
+        return Response.json(report.route(self.dispatch, model, asked_demand(request.query)))
 
     async def _peers(self, _request: Request) -> Response:
         known = len(self.registry.peers)

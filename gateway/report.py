@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from gateway.routing.snapshot import ROUTABLE, state_of
+from gateway.routing.demand import Demand
+from gateway.routing.filters import sieve
+from gateway.routing.snapshot import ROUTABLE, entry_of, state_of
 from mesh.loopback import Loopback
 from mesh.messages.link import ModelLoad
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
     from gateway.dispatch import Dispatch, Totals
     from gateway.observations import Observation
-    from gateway.routing.policies import Ranked
+    from gateway.routing.filters import PassedOver
+    from gateway.routing.prediction import Ranked
     from mesh.messages.record import ModelEntry
     from mesh.registry import PeerView
 
@@ -215,17 +218,17 @@ def sample(totals: Totals) -> Json:
     }
 
 
-def route(dispatch: Dispatch, name: str) -> Json:
+def route(dispatch: Dispatch, name: str, demand: Demand | None = None) -> Json:
     """The body of `GET /v1/route`: where a request for the model would go now, and why. Raises NotFound, Conflict."""
-    model = dispatch.models.resolve(name)
-    ranked = dispatch.router.rank(model)
-    chosen = {item.candidate.peer_id for item in ranked}
-    others = [view for view in node_views(dispatch) if any(entry.id == model for entry in view.record.models)]
+    model, demand = dispatch.models.resolve(name), demand or Demand()
+    ranked, passed = dispatch.router.explain(model, demand=demand)
+    considered = {item.candidate.peer_id for item in ranked} | {one.view.peer_id for one in passed}
+    others = [view for view in node_views(dispatch) if view.peer_id not in considered]
     return {
         "model": model,
         "strategy": dispatch.router.strategy,
         "candidates": [_ranked(place, item) for place, item in enumerate(ranked, start=1)],
-        "not_considered": [_passed_over(view, model) for view in others if view.record.peer_id not in chosen],
+        "not_considered": [_passed_over(one, model) for one in [*passed, *sieve(others, model, demand)[1]]],
         "timestamp": timestamp(),
     }
 
@@ -239,6 +242,7 @@ def _ranked(place: int, item: Ranked) -> Json:
         "state": candidate.state,
         "score": item.score,
         "parts": item.parts,
+        "cached_tokens": candidate.cached,
         "busy": candidate.busy,
         "in_flight": candidate.in_flight,
         "slots": candidate.slots,
@@ -251,15 +255,11 @@ def _ranked(place: int, item: Ranked) -> Json:
     }
 
 
-def _passed_over(view: PeerView, model: str) -> Json:
-    state = next(state_of(view, entry) for entry in view.record.models if entry.id == model)
-    if view.link is None:
-        reason = "there is no link to it"
-    elif view.link.leaving:
-        reason = "it is leaving the mesh"
-    else:
-        reason = f"its model is {state}"
-    return {"peer_id": view.record.peer_id, "name": view.record.name, "state": state, "reason": reason}
+def _passed_over(one: PassedOver, model: str) -> Json:
+    entry = entry_of(one.view, model)
+    assert entry is not None
+    state = state_of(one.view, entry)
+    return {"peer_id": one.view.record.peer_id, "name": one.view.record.name, "state": state, "reason": one.reason}
 
 
 def _milliseconds(seconds: float | None) -> float | None:

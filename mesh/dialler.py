@@ -4,18 +4,20 @@
 2. Retries are jittered and back off, for ever for a bootstrap peer, else until nobody vouches for the target any more.
 3. A peer that is linked already, whoever dialled, is not dialled.
 4. News about a target (a new record, a new sighting) ends its wait.
+5. A peer whose link was lost is tried every few seconds for a while: a network that was cut and mended should be whole soon.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
 from mesh.access import REFUSALS
-from mesh.backoff import Backoff
+from mesh.backoff import LONGEST, Backoff
 from mesh.errors import Conflict, Denied, MeshError
 from mesh.trail import brief
 
@@ -30,6 +32,11 @@ MAX_TARGETS = 1_000
 MAX_DIALS = 32
 STEADY = 5.0
 """Seconds that a link must have lived for its end to count as the first failure."""
+
+RETURNING = 300.0
+"""Seconds after the loss of a link of which rule 5 speaks. A restarted machine or switch is back by then."""
+RETURN_WAIT = 4.0
+"""The longest wait between two tries then: with a dial that hangs at the wrong moment, six seconds until the link is back."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +56,8 @@ class Target:
     """Why the last try was refused, if it was."""
     failing: bool = False
     """Its last try came to nothing."""
+    lost: float = -math.inf
+    """When a link to it that was no passing one ended, on trio's clock."""
 
     @property
     def label(self) -> str:
@@ -154,14 +163,24 @@ class Dialler:
                 link = self._link_of(target.peer_id)
                 if link is not None:
                     target.tried.set()
-                    await link.closed.wait()
-                    await trio.lowlevel.checkpoint()
+                    await self._outlive(link, target)
                     continue
                 await self._try(target)
                 await self._pause(target)
         finally:
             self._targets.pop(target.peer_id, None)
             target.tried.set()
+
+    async def _outlive(self, link: Link, target: Target) -> None:
+        began = trio.current_time()
+        await link.closed.wait()
+        await trio.lowlevel.checkpoint()
+        self._lost(target, lived=trio.current_time() - began)
+
+    def _lost(self, target: Target, *, lived: float) -> None:
+        if lived >= STEADY:
+            target.lost = trio.current_time()
+            target.backoff.reset()
 
     async def _try(self, target: Target) -> None:
         began = trio.current_time()
@@ -177,8 +196,7 @@ class Dialler:
         except MeshError as error:
             self._failed(target, error, for_long=False)
         else:
-            if trio.current_time() - began >= STEADY:
-                target.backoff.reset()
+            self._lost(target, lived=trio.current_time() - began)
         target.tried.set()
 
     def _failed(self, target: Target, error: MeshError, *, for_long: bool) -> None:
@@ -186,6 +204,7 @@ class Dialler:
             target.failing = True
             self._told_of_failure()
         if for_long:
+            target.lost = -math.inf
             target.backoff.give_up_for_long()
         news = self._trail.add(target.way, target.label, error.message, code=error.code)
         matters = for_long or target.way == "bootstrap"
@@ -194,6 +213,7 @@ class Dialler:
 
     async def _pause(self, target: Target) -> None:
         if self._wanted(target):
-            with trio.move_on_after(target.backoff.next()):
+            returning = trio.current_time() - target.lost < RETURNING
+            with trio.move_on_after(target.backoff.next(at_most=RETURN_WAIT if returning else LONGEST)):
                 await target.news.wait()
             target.news = trio.Event()

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mesh.identity import PeerId
-    from mesh.link import Link
-    from mesh.link.link import Control
+    from mesh.link import Control, Link
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry, Role, SealedRecord
     from mesh.registry import PeerView
