@@ -191,7 +191,10 @@ class Peer:
         if not self._asks or self.registry.nodes():
             return []
         private = self.settings.access.keyring is not None
-        return self.trail.explain_no_node(len(self.links), how_to_join(self.mesh, self.addresses, private=private))
+        nodes = [view for view in self.registry.peers.values() if view.serves]
+        forbidden = sum(self.settings.access.refusal(view.peer_id) is not None for view in nodes)
+        start = how_to_join(self.mesh, self.addresses, private=private)
+        return self.trail.explain_no_node(len(self.links), start, heard=len(nodes), forbidden=forbidden)
 
     async def close(self, reason: str = "the program stops") -> None:
         """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.

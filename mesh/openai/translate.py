@@ -129,7 +129,7 @@ class Wording:
         else:
             choice["text"] = valid_text(text)
         kind = "chat.completion" if self._chat else "text_completion"
-        return {**self._base(kind), "choices": [choice], "usage": _usage(done), "performance": done.performance}
+        return {**self._base(kind), "choices": [choice], "usage": _usage(done), "performance": done.performance.rounded()}
 
     def opening(self) -> bytes:
         """What a stream begins with: the role."""
@@ -143,7 +143,7 @@ class Wording:
 
     def closing(self, done: Done) -> bytes:
         """What a stream ends with."""
-        events = [self._event(self._choice(None, done.finish_reason), performance=done.performance)]
+        events = [self._event(self._choice(None, done.finish_reason), performance=done.performance.rounded())]
         if self._include_usage:
             events.append(self._event(None, usage=_usage(done)))
         return b"".join([*events, DONE_EVENT])
