@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,19 @@ import pytest
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 HERE = Path(__file__).parent
 INSTALL_LIMIT = 120  # seconds
 TOKENS_PER_SECOND = 50
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The gateway whose stream is watched, and a wait for tokens that were made after now."""
+
+    gateway: Any
+    goes_on: Callable[[], Awaitable[None]]
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +87,7 @@ def bystander(fleet: Any, http: Any, until: Any, chat: Any) -> Callable[..., Any
     """`async with bystander(node)`: a gateway streams from the node all the while, over one link that never breaks."""
 
     @asynccontextmanager
-    async def watch(node: Any) -> AsyncIterator[Any]:
+    async def watch(node: Any) -> AsyncIterator[Watch]:
         gateway = await fleet.gateway("--no-mdns", "--bootstrap", node.address)
         body = chat("model-a", stream=True, max_tokens=2_000)
         pieces = 0
@@ -96,18 +105,17 @@ def bystander(fleet: Any, http: Any, until: Any, chat: Any) -> Callable[..., Any
             raise AssertionError("the stream ended before the test")
 
         async def goes_on() -> None:
-            """Some tokens that were made after now."""
             now = pieces
-            await until(lambda: pieces > now + TOKENS_PER_SECOND)
+            await until(lambda: pieces > now + 10)
 
         await until(served)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
             await until(lambda: pieces)
-            yield goes_on
+            yield Watch(gateway, goes_on)
             await goes_on()
             nursery.cancel_scope.cancel()
-        assert "the link to" not in gateway.log.read_text()
+        assert f"the link to {node.ready['peer_id']}" not in gateway.log.read_text()
 
     return watch
 
