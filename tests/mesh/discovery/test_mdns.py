@@ -23,7 +23,7 @@ from mesh.identity import Identity
 async def main():
     identity = Identity.generate()
     address = f"/ip4/127.0.0.1/tcp/4001/p2p/{identity.peer_id}"
-    mdns = Mdns(peer_id=identity.peer_id, mesh=sys.argv[1], role="gateway", addresses=[address])
+    mdns = Mdns(peer_id=identity.peer_id, mesh=sys.argv[1], role="gateway", addresses=lambda: [address])
     print(identity.peer_id, flush=True)
     await mdns.run(lambda found: found.mesh == sys.argv[1] and print("found", found.peer_id, found.role, flush=True))
 
@@ -40,7 +40,7 @@ def mesh_name(request):
 def announcer(mesh: str, role: str = "node") -> tuple[Identity, Mdns]:
     identity = Identity.generate()
     addresses = [f"/ip4/127.0.0.1/tcp/{port}/p2p/{identity.peer_id}" for port in (4001, 4002)]
-    return identity, Mdns(peer_id=identity.peer_id, mesh=mesh, role=role, addresses=addresses)
+    return identity, Mdns(peer_id=identity.peer_id, mesh=mesh, role=role, addresses=lambda: addresses)
 
 
 async def next_found(receiver: trio.MemoryReceiveChannel[Found]) -> Found:
@@ -98,7 +98,7 @@ async def test_peers_of_other_meshes_are_told_of_and_we_ourselves_are_not(mesh_n
 
 
 def test_a_peer_without_addresses_does_not_take_itself_for_deaf(mesh_name):
-    assert Mdns(peer_id=Identity.generate().peer_id, mesh=mesh_name, role="client", addresses=[]).heard_itself
+    assert Mdns(peer_id=Identity.generate().peer_id, mesh=mesh_name, role="client", addresses=list).heard_itself
     assert not announcer(mesh_name)[1].heard_itself
 
 
