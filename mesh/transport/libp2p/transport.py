@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.transport.base import Handler, Transport
-from mesh.transport.libp2p.addresses import Address, reachable_hosts
+from mesh.transport.libp2p.addresses import Address, host_of, reachable_hosts
 from mesh.transport.libp2p.admission import Admission, Place
 from mesh.transport.libp2p.carrier import Carrier
 from mesh.transport.libp2p.channel import Libp2pChannel
@@ -106,7 +106,7 @@ class Libp2pTransport(Transport):
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
-        stream = await trio.open_tcp_stream(address.host, address.port)
+        stream = await trio.open_tcp_stream(await host_of(address), address.port)
         carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
             if isinstance(carrier, WebSocketCarrier):

@@ -58,6 +58,12 @@ async def test_a_stock_peer_can_identify_and_ping_us(mesh, stock):
         assert f"infermesh/{__version__}".encode() in answer
 
 
+async def test_nobody_is_offered_more_than_identify_ping_and_links(mesh):
+    """The stock host also takes pushes of identify, which it keeps for whoever sends one."""
+    alice = await mesh.start()
+    assert set(alice.transport._running().get_mux().get_protocols()) == {IDENTIFY, PING, PROTOCOL}
+
+
 async def test_pings_go_on_for_as_long_as_they_come_and_leave_nothing_behind(mesh, stock, until, monkeypatch):
     monkeypatch.setattr(ping, "PATIENCE", 1.0)
     alice = await mesh.start()

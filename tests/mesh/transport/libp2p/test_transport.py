@@ -171,6 +171,42 @@ async def test_the_end_of_run_closes_every_socket_and_cancels_handlers(mesh, unt
     assert held == []
 
 
+class Names:
+    """`both.test` has an address of each family; only the IPv6 one answers."""
+
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002 - trio's name
+        both = [(socket.AF_INET, ("127.0.0.9", port)), (socket.AF_INET6, ("::1", port, 0, 0))]
+        assert host == b"both.test"
+        return [(one, socket.SOCK_STREAM, 6, "", target) for one, target in both if family in (0, one)]
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def names():
+    before = trio.socket.set_custom_hostname_resolver(Names())
+    yield
+    trio.socket.set_custom_hostname_resolver(before)
+
+
+async def test_names_lead_to_addresses_of_their_family(mesh, echo, names):
+    alice, bob = await mesh.start("/ip6/::1/tcp/0"), await mesh.start()
+    rest = alice.transport.addresses[0].removeprefix("/ip6/::1")
+    for kind in ("dns", "dns6"):
+        await echo(await bob.transport.dial([f"/{kind}/both.test{rest}"]))
+    with pytest.raises(Unavailable, match=r"/dns4/both\.test/.*: connection refused"):
+        await bob.transport.dial([f"/dns4/both.test{rest}"])
+
+
+async def test_an_ipv6_address_is_dialled_beside_an_ipv4_one(mesh, echo, closed_port):
+    alice, bob = await mesh.start("/ip6/::1/tcp/0"), await mesh.start()
+    dead = f"/ip4/127.0.0.1/tcp/{closed_port}/p2p/{alice.identity.peer_id}"
+    channel = await bob.transport.dial([dead, *alice.transport.addresses])
+    await echo(channel)
+    assert channel.remote_address == alice.transport.addresses[0].rpartition("/p2p/")[0]
+
+
 async def test_dialling_needs_a_running_transport():
     identity = Identity.generate()
     stopped = Libp2pTransport(identity, [LOCAL])
