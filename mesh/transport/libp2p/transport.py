@@ -120,15 +120,13 @@ class Libp2pTransport(Transport):
         """Serve one inbound connection until it ends, or has to make room."""
         try:
             carrier = self._carry(kind, stream)
-        except OSError:
-            return
-        try:
-            with trio.CancelScope() as scope:
-                await self._serve_one(carrier, scope)
+            try:
+                with trio.CancelScope() as scope:
+                    await self._serve_one(carrier, scope)
+            finally:
+                carrier.abort()
         except Exception as error:  # noqa: BLE001 - rule 4; handshakes with strangers raise whatever their libraries raise
             _log.debug("an inbound connection failed: %r", error)
-        finally:
-            carrier.abort()
 
     async def _serve_one(self, carrier: Carrier, scope: trio.CancelScope) -> None:
         host, _ = carrier.get_remote_address()
