@@ -65,7 +65,7 @@ async def test_nobody_is_offered_more_than_identify_ping_and_links(mesh):
 
 
 async def test_pings_go_on_for_as_long_as_they_come_and_leave_nothing_behind(mesh, stock, until, monkeypatch):
-    monkeypatch.setattr(ping, "PATIENCE", 1.0)
+    monkeypatch.setattr(ping, "PATIENCE", 0.5)
     alice = await mesh.start()
     async with stock() as host:
         connection = await connect(host, alice)
@@ -304,12 +304,12 @@ async def open_and_reset_for_ever(host, peer_id) -> None:
 
 
 async def test_a_stranger_that_uses_its_connection_now_and_then_keeps_it(mesh, stock, monkeypatch):
-    monkeypatch.setattr(transport, "IDLE", 0.5)
+    monkeypatch.setattr(transport, "IDLE", 0.3)
     alice = await mesh.start()
     async with stock() as host:
         connection = await connect(host, alice)
-        for _ in range(8):
-            await trio.sleep(0.2)
+        for _ in range(6):
+            await trio.sleep(0.1)
             stream = await host.new_stream(connection.muxed_conn.peer_id, [PING])
             await stream.write(bytes(32))
             assert await stream.read(32) == bytes(32)
