@@ -49,6 +49,11 @@ class Allowance:
         self._left -= 1
         return True
 
+    @property
+    def wait(self) -> float:
+        """Seconds until there is one to take."""
+        return 0.0 if self.any() else (1 - self._left) / self._rate
+
     def any(self) -> bool:
         """True when there is one to take."""
         now = trio.current_time()

@@ -3,8 +3,8 @@
 1. Noise and yamux only. The stock host also accepts plaintext, where a dialer may claim any peer id.
 2. Every task of a connection runs in a nursery of ours and none of its errors leaves it: one bad peer cannot end the program.
 3. No connection is opened, trimmed or closed behind our back: no auto-connector, no pruner, no notifees, no identify of our own.
-4. A connection holds at most `MAX_HELD` unread bytes and `MAX_STREAMS` streams, and ends when its peer opens streams faster
-   than `STREAM_RATE`. The stock muxer only logs a broken window and takes any number of streams.
+4. A connection holds at most `MAX_HELD` unread bytes and `MAX_STREAMS` streams. It is read no further while its peer opens
+   streams faster than `STREAM_RATE`. The stock muxer only logs a broken window and takes any number of streams.
 5. It logs nothing unless `LIBP2P_DEBUG` asks for it.
 """
 
@@ -31,7 +31,6 @@ from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as Noise
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
@@ -200,10 +199,10 @@ class Yamux(yamux.Yamux):  # type: ignore[misc]  # untyped base
         """When the other side last opened a stream; at first, when the connection began."""
 
     async def accept_stream(self) -> IMuxedStream:
-        """The next stream that the other side opens. The error ends the connection."""
+        """The next stream that the other side opens, when it is time for one more."""
         stream: IMuxedStream = await super().accept_stream()
-        if not self._allowance.take():
-            raise MuxedConnUnavailable("its peer opens streams too fast")
+        while not self._allowance.take():  # noqa: ASYNC110 - only time makes room
+            await trio.sleep(self._allowance.wait)
         self.streamed_at = trio.current_time()
         return stream
 

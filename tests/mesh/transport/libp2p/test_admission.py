@@ -26,7 +26,9 @@ class Room:
 async def test_an_allowance_gives_a_burst_and_then_its_rate(autojump_clock):
     allowance = Allowance(3, 2.0)
     assert [allowance.take() for _ in range(4)] == [True, True, True, False]
-    await trio.sleep(0.5)
+    assert allowance.wait == 0.5
+    await trio.sleep(allowance.wait)
+    assert allowance.wait == 0
     assert [allowance.take() for _ in range(2)] == [True, False]
     await trio.sleep(1000)
     assert [allowance.take() for _ in range(4)] == [True, True, True, False]

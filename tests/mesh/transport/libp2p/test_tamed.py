@@ -84,17 +84,22 @@ async def test_pings_go_on_for_as_long_as_they_come_and_leave_nothing_behind(mes
         assert await again.read(32) == bytes(32)
 
 
-async def test_a_peer_that_opens_streams_in_a_loop_loses_its_connection(mesh, stock, echo, until, monkeypatch):
+async def test_a_peer_that_opens_streams_in_a_loop_is_served_slowly(mesh, stock, echo, monkeypatch):
     monkeypatch.setattr(tamed, "STREAM_BURST", 20)
-    monkeypatch.setattr(tamed, "STREAM_RATE", 0.1)
+    monkeypatch.setattr(tamed, "STREAM_RATE", 0.001)
     alice, bob = await mesh.start(), await mesh.start()
     channel = await bob.transport.dial(alice.transport.addresses)
     async with stock() as host:
         connection = await connect(host, alice)
-        with pytest.raises(BaseLibp2pError), trio.fail_after(20):
-            await open_and_reset_for_ever(host, connection.muxed_conn.peer_id)
-        await until(lambda: alice.open_connections == 1)
-    await echo(channel)
+        served = 0
+        with trio.move_on_after(1.5):
+            while True:
+                stream = await host.new_stream(connection.muxed_conn.peer_id, [PING])
+                await stream.reset()
+                served += 1
+        # The stock host may have had one or two of its own.
+        assert 15 <= served <= 20
+        await echo(channel)
 
 
 async def test_plaintext_with_a_stolen_name_is_refused(mesh, stock, until):
@@ -296,11 +301,6 @@ async def test_an_idle_connection_of_a_stranger_is_closed(mesh, stock, until, mo
         await until(lambda: connection.is_closed and alice.open_connections == 1)
     await channel.send_all(b"a channel keeps its connection")
     assert await channel.receive_some()
-
-
-async def open_and_reset_for_ever(host, peer_id) -> None:
-    while True:
-        await (await host.new_stream(peer_id, [PING])).reset()
 
 
 async def test_a_stranger_that_uses_its_connection_now_and_then_keeps_it(mesh, stock, monkeypatch):
