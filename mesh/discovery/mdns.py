@@ -7,6 +7,8 @@
    It looks every `LOOK` seconds: when interfaces came or went it begins anew on those that are there, and asks there who else is.
 4. What is announced follows our addresses.
 5. Ending, and leaving an interface, says goodbye, for at most `GOODBYE_TIMEOUT` seconds.
+6. Whoever is announced is told of again every `AGAIN` seconds, at most the latest `MAX_ANNOUNCED`: zeroconf tells of each once,
+   and a peer may be out of reach for longer than the rest of the program remembers it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ __all__ = ["Found", "Mdns"]
 
 SERVICE = "_p2p._udp.local."
 MAX_PENDING = 256
+MAX_ANNOUNCED = 256
+AGAIN = 60.0
 GOODBYE_TIMEOUT = 1.0
 LOOK = 2.0
 """Seconds between two looks at the interfaces and at our addresses."""
@@ -70,6 +74,7 @@ class Mdns:
         self._addresses = addresses
         self._mesh = mesh
         self._role = role
+        self._announced: dict[str, Found] = {}
         self._text()
 
     async def run(self, found: Callable[[Found], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -78,17 +83,27 @@ class Mdns:
         `started()` comes when it listens, before anything is announced. Raises Unavailable when no interface takes multicast.
         """
         sender, receiver = trio.open_memory_channel[Found](MAX_PENDING)
-        listener = _Listener(trio.lowlevel.current_trio_token(), sender)
+        listener = _Listener(trio.lowlevel.current_trio_token(), sender, self._announced)
         station = await self._open(listener)
         task_status.started()
         with receiver:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._call, station, listener)
+                nursery.start_soon(self._tell_again, found)
                 async for finding in receiver:
-                    if finding.peer_id == self._peer_id:
-                        self.heard_itself = True
-                    else:
-                        found(finding)
+                    self._tell(finding, found)
+
+    def _tell(self, finding: Found, found: Callable[[Found], None]) -> None:
+        if finding.peer_id == self._peer_id:
+            self.heard_itself = True
+        else:
+            found(finding)
+
+    async def _tell_again(self, found: Callable[[Found], None]) -> None:
+        while True:
+            await trio.sleep(AGAIN)
+            for finding in list(self._announced.values()):
+                self._tell(finding, found)
 
     async def _open(self, listener: _Listener) -> _Station:
         spots = self._spots()
@@ -221,9 +236,13 @@ class _Station:
 class _Listener(ServiceListener):  # type: ignore[misc]  # untyped base
     """Called by zeroconf in its browser's thread, where it may wait for an answer."""
 
-    def __init__(self, token: trio.lowlevel.TrioToken, sender: trio.MemorySendChannel[Found]) -> None:
+    def __init__(
+        self, token: trio.lowlevel.TrioToken, sender: trio.MemorySendChannel[Found], announced: dict[str, Found]
+    ) -> None:
+        """`announced` is kept by service name, in trio's thread."""
         self._token = token
         self._sender = sender
+        self._announced = announced
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         try:
@@ -237,15 +256,21 @@ class _Listener(ServiceListener):  # type: ignore[misc]  # untyped base
         finding = decode(service.text or b"")
         if finding is not None:
             with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._hand_over, finding)
+                self._token.run_sync_soon(self._hand_over, name, finding)
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         self.add_service(zc, type_, name)
 
-    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """Nothing: whether a peer is there, its link says."""
+    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002 - zeroconf's signature
+        """It is not told of again. Whether a peer is there, its link says."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(lambda: self._announced.pop(name, None))
 
-    def _hand_over(self, finding: Found) -> None:
+    def _hand_over(self, name: str, finding: Found) -> None:
+        self._announced.pop(name, None)
+        self._announced[name] = finding
+        if len(self._announced) > MAX_ANNOUNCED:
+            del self._announced[next(iter(self._announced))]
         with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             self._sender.send_nowait(finding)
 
