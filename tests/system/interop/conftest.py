@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 INSTALL_LIMIT = 120  # seconds
+OLDEST_NODE = 20
 TOKENS_PER_SECOND = 50
 
 
@@ -38,6 +39,9 @@ def javascript() -> Path:
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"the js-libp2p peer needs {program}, which is not installed")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    if int(version.removeprefix("v").split(".")[0]) < OLDEST_NODE:
+        pytest.skip(f"the js-libp2p peer needs node {OLDEST_NODE} or newer, {version} is installed")
     lock = (HERE / "package-lock.json").read_bytes()
     home = Path(sys.prefix) / "interop" / hashlib.sha256(lock).hexdigest()[:16]
     if not home.exists():
