@@ -169,7 +169,7 @@ async def _mdns() -> Finding:
 
 def _announced(mesh: str) -> Mdns:
     peer_id = Identity.generate().peer_id
-    return Mdns(peer_id=peer_id, mesh=mesh, role="node", addresses=[f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id}"])
+    return Mdns(peer_id=peer_id, mesh=mesh, role="node", addresses=lambda: [f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id}"])
 
 
 async def _invite(number: int, token: str) -> Finding:

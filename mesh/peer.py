@@ -48,6 +48,8 @@ MAX_ADDRESSES = 16
 """In our record: a machine with many interfaces must not crowd out its models."""
 ISOLATED_AFTER = 10.0
 """Seconds alone until the log says why."""
+ADDRESS_LOOK = 2.0
+"""Seconds between two looks at our own addresses: interfaces come and go."""
 FAREWELL_LIMIT = 1.0
 BREATH = 16
 """Signatures checked between two chances for other tasks: about a millisecond."""
@@ -147,6 +149,7 @@ class Peer:
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._follow_addresses)
             nursery.start_soon(self._keys.run)
             nursery.start_soon(self._hear_others)
             nursery.start_soon(self._explain_isolation)
@@ -236,6 +239,19 @@ class Peer:
     def _push(self, sealed: SealedRecord) -> None:
         for link in self.links.values():
             link.send(Records([sealed]))
+
+    async def _follow_addresses(self) -> None:
+        """Tell everybody when our addresses change, and try anew to reach those whom we could not."""
+        known = self.addresses
+        while not self.leaving:
+            await trio.sleep(ADDRESS_LOOK)
+            if (now := self.addresses) == known:
+                continue
+            gained, lost = ([one for one in these if one not in those] for these, those in ((now, known), (known, now)))
+            logger.info("our addresses changed: gained %s; lost %s", gained, lost)
+            known = now
+            self._issue_again()
+            self._dialler.retry()
 
     async def _keep_time(self) -> None:
         while True:

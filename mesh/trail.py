@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_ENTRIES = 200
 MAX_SENTENCES = 12
 """A log is read by people; what is over is counted."""
+NOTE = "note"
+"""The code of an entry that only tells, and explains nothing."""
 LOCAL = "the local network"
 """The target of ways that call to everybody."""
 
@@ -116,7 +118,7 @@ class Trail:
         return [*said, *([lists] if forbidden else []), *self._failures()]
 
     def _failures(self) -> list[str]:
-        entries = [entry for entry in self._entries.values() if not entry.found]
+        entries = [entry for entry in self._entries.values() if not entry.found and entry.code != NOTE]
         # Where the operator said to look comes first.
         entries.sort(key=lambda entry: entry.way != "bootstrap")
         sentences = list(dict.fromkeys(_sentence(entry) for entry in entries))

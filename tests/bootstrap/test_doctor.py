@@ -26,7 +26,7 @@ def _quick(monkeypatch):
         return Hardware(device="cpu", device_name="A Processor", memory_bytes=2**33, cpu_count=2)
 
     async def hear_at_once(self, found, *, task_status):
-        found(decode(self._text))
+        found(decode(self._text()))
         task_status.started()
         await trio.sleep_forever()
 

@@ -3,7 +3,7 @@
 1. One connection carries one channel, in whichever direction it was opened, and ends with it. A second one is refused.
 2. Every socket belongs to `run`: when it ends, for whatever reason, all of them are closed at once.
 3. What strangers can take is bounded: `MAX_INBOUND` connections, `MAX_HANDSHAKES` of them unproven, each of these for at most
-   `HANDSHAKE_TIMEOUT` seconds. A connection without a stream is closed after `IDLE` seconds. A closed one frees its place.
+   `HANDSHAKE_TIMEOUT` seconds; `admission` says who makes room. A connection without a stream for `IDLE` seconds is closed.
 4. Whatever goes wrong on a connection, or in a handler, ends that connection and nothing else.
 """
 
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.transport.base import Handler, Transport
-from mesh.transport.libp2p.addresses import Address, reachable_hosts
+from mesh.transport.libp2p.addresses import Address, host_of, reachable_hosts
+from mesh.transport.libp2p.admission import Admission, Place
 from mesh.transport.libp2p.carrier import Carrier
 from mesh.transport.libp2p.channel import Libp2pChannel
 from mesh.transport.libp2p.dialling import Dial
@@ -48,9 +49,7 @@ class Libp2pTransport(Transport):
         """`listen`: multiaddrs such as `/ip4/0.0.0.0/tcp/4001`, also with `/ws`; port 0 is any free one. Raises Misconfigured."""
         self._identity = identity
         self._listen = [listen_address(text) for text in listen]
-        self._max_inbound = max_inbound
-        self._inbound = 0
-        self._handshakes = 0
+        self._inbound = Admission(max_inbound, MAX_HANDSHAKES)
         self._bound: list[Address] = []
         self._carriers: set[Carrier] = set()
         self._nursery: trio.Nursery | None = None
@@ -107,7 +106,7 @@ class Libp2pTransport(Transport):
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
-        stream = await trio.open_tcp_stream(address.host, address.port)
+        stream = await trio.open_tcp_stream(await host_of(address), address.port)
         connected()
         carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
@@ -119,31 +118,35 @@ class Libp2pTransport(Transport):
             raise
 
     async def _accept(self, kind: type[Carrier], stream: trio.SocketStream) -> None:
-        """Serve one inbound connection until it ends."""
-        if self._inbound >= self._max_inbound or self._handshakes >= MAX_HANDSHAKES:
-            await trio.aclose_forcefully(stream)
-            return
-        self._inbound += 1
+        """Serve one inbound connection until it ends, or has to make room."""
         try:
             carrier = self._carry(kind, stream)
             try:
-                await self._watch(await self._prove(carrier))
+                with trio.CancelScope() as scope:
+                    await self._serve_one(carrier, scope)
             finally:
                 carrier.abort()
         except Exception as error:  # noqa: BLE001 - rule 4; handshakes with strangers raise whatever their libraries raise
             _log.debug("an inbound connection failed: %r", error)
-        finally:
-            self._inbound -= 1
 
-    async def _prove(self, carrier: Carrier) -> IMuxedConn:
-        self._handshakes += 1
+    async def _serve_one(self, carrier: Carrier, scope: trio.CancelScope) -> None:
+        host, _ = carrier.get_remote_address()
+        place = self._inbound.enter(host, scope.cancel, lambda: carrier.taken)
+        if place is None:
+            return
         try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT):
-                if isinstance(carrier, WebSocketCarrier):
-                    await carrier.accept()
-                return await self._running().accept(carrier)
+            await self._watch(await self._prove(carrier, place))
         finally:
-            self._handshakes -= 1
+            self._inbound.leave(place)
+
+    async def _prove(self, carrier: Carrier, place: Place) -> IMuxedConn:
+        with trio.fail_after(HANDSHAKE_TIMEOUT):
+            if isinstance(carrier, WebSocketCarrier):
+                await carrier.accept()
+            connection = await self._running().accept(carrier)
+        if not self._inbound.prove(place, str(connection.peer_id)):
+            raise ValueError(f"{connection.peer_id} has too many connections, or opens them too fast")
+        return connection
 
     @staticmethod
     async def _watch(connection: IMuxedConn) -> None:
@@ -151,7 +154,7 @@ class Libp2pTransport(Transport):
         while not connection.event_closed.is_set():
             with trio.move_on_after(IDLE):
                 await connection.event_closed.wait()
-            if not connection.streams:
+            if not connection.streams and trio.current_time() - connection.streamed_at >= IDLE:
                 return
 
     async def _welcome(self, handler: Handler, stream: INetStream) -> None:
