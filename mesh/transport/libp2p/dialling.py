@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import trio
 from libp2p.io.exceptions import IOException
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mesh.identity import PeerId
-    from mesh.transport.libp2p.channel import Libp2pChannel
 
 DIAL_TIMEOUT = 5.0
 """Seconds for all addresses together."""
@@ -37,7 +36,17 @@ _MAX_REASON = 200
 _MAX_CAUSES = 10
 
 
-class Dial:
+class Abortable(Protocol):
+    """What a dial opens: a channel or a bare connection."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+
+Opened = TypeVar("Opened", bound=Abortable)
+
+
+class Dial(Generic[Opened]):
     """One attempt to reach one peer."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
@@ -49,10 +58,10 @@ class Dial:
                 self._reasons[str(address)] = "it names another peer than the first address"
         ordered = best_first(address for address in parsed if address.peer_id == self.peer_id)
         self.addresses = ordered[:MAX_ADDRESSES]
-        self._winner: Libp2pChannel | None = None
+        self._winner: Opened | None = None
 
-    async def run(self, attempt: Callable[[Address], Awaitable[Libp2pChannel]]) -> Libp2pChannel:
-        """The channel of the first attempt that succeeds. Blocks at most `DIAL_TIMEOUT` seconds. Raises Unavailable."""
+    async def run(self, attempt: Callable[[Address], Awaitable[Opened]]) -> Opened:
+        """What the first attempt that succeeds opened. Blocks at most `DIAL_TIMEOUT` seconds. Raises Unavailable."""
         try:
             with trio.move_on_after(DIAL_TIMEOUT):
                 await self._race(attempt)
@@ -64,7 +73,7 @@ class Dial:
             raise Unavailable(self._message(), code="unreachable")
         return self._winner
 
-    async def _race(self, attempt: Callable[[Address], Awaitable[Libp2pChannel]]) -> None:
+    async def _race(self, attempt: Callable[[Address], Awaitable[Opened]]) -> None:
         async with trio.open_nursery() as nursery:
             for address in self.addresses:
                 failed = trio.Event()
@@ -74,23 +83,23 @@ class Dial:
 
     async def _try(
         self,
-        attempt: Callable[[Address], Awaitable[Libp2pChannel]],
+        attempt: Callable[[Address], Awaitable[Opened]],
         address: Address,
         failed: trio.Event,
         others: trio.CancelScope,
     ) -> None:
         self._reasons[str(address)] = f"no answer within {DIAL_TIMEOUT:.0f} s"
         try:
-            channel = await attempt(address)
+            opened = await attempt(address)
         except Exception as error:  # noqa: BLE001 - handshakes with strangers raise whatever their libraries raise
             self._reasons[str(address)] = _reason(error)
             failed.set()
             return
         if self._winner is None:
-            self._winner = channel
+            self._winner = opened
             others.cancel()
         else:
-            channel.abort()
+            opened.abort()
 
     def _parse(self, text: str) -> Address | None:
         try:
