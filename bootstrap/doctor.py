@@ -21,6 +21,7 @@ import trio
 
 from bootstrap.remote import Gateway
 from mesh.config.addresses import check_dial_address
+from mesh.discovery import dht
 from mesh.discovery.mdns import Mdns
 from mesh.errors import MeshError
 from mesh.identity import Identity
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mesh.messages.record import Role
+    from mesh.peer import Peer
     from mesh.transport.base import Channel
 
 MDNS_LIMIT = 3.0
 DIAL_LIMIT = 5.0
+TABLE_LIMIT = 5.0
 JOIN_LIMIT = 8.0
 """Seconds that the look into a mesh takes when it finds nobody."""
 
@@ -213,10 +216,19 @@ async def _mesh(settings: DoctorSettings) -> Finding:
         async with MeshClient(bootstrap=settings.bootstrap, mesh=mesh, patience=Patience(find=JOIN_LIMIT)) as client:
             models = await client.models()
             nodes = client.nodes()
+            table = await _table(client.peer)
     except MeshError as error:
         return Finding(f"mesh {mesh}", "fail", error.message, "each sentence says what to do")
     found = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} found, serving {', '.join(model.id for model in models)}"
-    return Finding(f"mesh {mesh}", "ok", found)
+    return Finding(f"mesh {mesh}", "ok", f"{found}; the DHT {table}")
+
+
+async def _table(peer: Peer) -> str:
+    """What became of the distributed hash table, once somebody is in it or `TABLE_LIMIT` has passed."""
+    with trio.move_on_after(TABLE_LIMIT):
+        while not any(entry.way == dht.WAY and not entry.code for entry in peer.trail.entries):  # noqa: ASYNC110 - has no event
+            await trio.sleep(0.1)
+    return peer.trail.outcome(dht.WAY, dht.TARGET)
 
 
 async def _model(name: str, path: Path) -> Finding:

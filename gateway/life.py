@@ -40,6 +40,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         limits=_limits(config),
         max_requests=config.max_requests,
     )
+    gateway.dispatch.models.missing = peer.seek
     async with trio.open_nursery() as mesh:
         await mesh.start(foreign.run)
         with trio.CancelScope() as drain:

@@ -19,6 +19,7 @@ from mesh.client.answer import Answer, AnswerStream
 from mesh.client.asking import Asking, Patience
 from mesh.client.requests import Sampling, chat_request, completion_request
 from mesh.identity import Identity, load_identity
+from mesh.network import hash_table
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
 from mesh.state import StateFolder
@@ -58,6 +59,7 @@ class MeshClient:
         *,
         bootstrap: Iterable[str] = (),
         mdns: bool = True,
+        dht: bool = True,
         mesh: str = "default",
         name: str = "",
         state_dir: Path | str | None = None,
@@ -75,6 +77,7 @@ class MeshClient:
             "mesh": mesh,
             "links_per_model": links_per_model,
         }
+        self._dht = dht
         self._name = name
         self._state_dir = Path(state_dir) if state_dir is not None else None
         self._patience = patience or Patience()
@@ -194,7 +197,9 @@ class MeshClient:
         settings = PeerSettings(identity=identity, role="client", name=name, **self._settings)  # type: ignore[arg-type]  # by name
         if self._transport is not None:
             return Peer(settings, self._transport(identity))
-        return Peer(settings, Libp2pTransport(identity, []), direct=DirectTransport(identity, []))
+        medium = Libp2pTransport(identity, [])
+        dht = hash_table(medium, self._state_dir) if self._dht else None
+        return Peer(settings, medium, direct=DirectTransport(identity, []), dht=dht)
 
     async def _close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._nursery is not None

@@ -17,6 +17,7 @@ from mesh.client.handlers import Handlers
 from mesh.client.requests import chat_request, completion_request
 from mesh.errors import BadRequest, Misconfigured
 from mesh.identity import Identity
+from mesh.network import hash_table
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
 from mesh.transport.direct import DirectTransport
@@ -164,7 +165,9 @@ class LibP2PInferenceNode:
         if self._transport is not None:
             return Peer(settings, self._transport(identity), self._handlers)
         listen = list(self._options.get("listen", ["/ip4/0.0.0.0/tcp/0"]))
-        return Peer(settings, Libp2pTransport(identity, listen), self._handlers, direct=DirectTransport(identity, listen))
+        medium = Libp2pTransport(identity, listen)
+        direct = DirectTransport(identity, listen)
+        return Peer(settings, medium, self._handlers, direct=direct, dht=hash_table(medium, None))
 
     def _announce(self) -> None:
         if self._peer is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from mesh.identity import PeerId
     from mesh.messages.record import SealedRecord
+    from mesh.registry import PeerView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,16 @@ class Gate:
     """May this address be dialled?"""
     known: Callable[[PeerId], Sequence[str]]
     """The addresses that a peer's own record names; empty when we have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What the table leads to. Nothing here blocks."""
+
+    learn: Callable[[SealedRecord], PeerView | None]
+    """Take in a record; None when it is no news."""
+    want: Callable[[PeerId, str, list[str], float], None]
+    """Have a link with a peer, found by a way, at these addresses, until a time on trio's clock."""
 
 
 class Table(Protocol):

@@ -140,6 +140,7 @@ async def test_a_bootstrap_address_that_is_none():
 def look(monkeypatch):
     monkeypatch.setattr(doctor, "_mesh", REAL_MESH)
     monkeypatch.setattr(doctor, "JOIN_LIMIT", 4.0)
+    monkeypatch.setattr(doctor, "TABLE_LIMIT", 30.0)
 
 
 async def test_a_look_into_a_mesh_tells_who_is_there(look, nursery):
@@ -153,7 +154,8 @@ async def test_a_look_into_a_mesh_tells_who_is_there(look, nursery):
         found = (await findings(bootstrap=[node.addresses[0]], mesh="doctor-test"))["mesh doctor-test"]
     finally:
         await node.stop()
-    assert (found.result, found.message) == ("ok", "1 node found, serving words")
+    assert found.result == "ok"
+    assert found.message.startswith("1 node found, serving words; the DHT has 1 in its table")
 
 
 async def test_a_look_into_a_mesh_says_why_nobody_is_found(look):
