@@ -11,8 +11,8 @@ import socket
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import trio
-from libp2p.io.exceptions import IOException
-from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
 from mesh.errors import Unavailable
@@ -45,6 +45,10 @@ class Abortable(Protocol):
 
 Opened = TypeVar("Opened", bound=Abortable)
 
+if TYPE_CHECKING:
+    Attempt = Callable[[Address, Callable[[], None]], Awaitable[Opened]]
+    """One address to what is opened; the second argument is called once something takes the connection."""
+
 
 class Dial(Generic[Opened]):
     """One attempt to reach one peer."""
@@ -60,7 +64,7 @@ class Dial(Generic[Opened]):
         self.addresses = ordered[:MAX_ADDRESSES]
         self._winner: Opened | None = None
 
-    async def run(self, attempt: Callable[[Address], Awaitable[Opened]]) -> Opened:
+    async def run(self, attempt: Attempt[Opened]) -> Opened:
         """What the first attempt that succeeds opened. Blocks at most `DIAL_TIMEOUT` seconds. Raises Unavailable."""
         try:
             with trio.move_on_after(DIAL_TIMEOUT):
@@ -73,7 +77,7 @@ class Dial(Generic[Opened]):
             raise Unavailable(self._message(), code="unreachable")
         return self._winner
 
-    async def _race(self, attempt: Callable[[Address], Awaitable[Opened]]) -> None:
+    async def _race(self, attempt: Attempt[Opened]) -> None:
         async with trio.open_nursery() as nursery:
             for address in self.addresses:
                 failed = trio.Event()
@@ -83,14 +87,17 @@ class Dial(Generic[Opened]):
 
     async def _try(
         self,
-        attempt: Callable[[Address], Awaitable[Opened]],
+        attempt: Attempt[Opened],
         address: Address,
         failed: trio.Event,
         others: trio.CancelScope,
     ) -> None:
+        def connected() -> None:
+            self._reasons[str(address)] = f"it takes the connection, then says nothing for {DIAL_TIMEOUT:.0f} s"
+
         self._reasons[str(address)] = f"no answer within {DIAL_TIMEOUT:.0f} s"
         try:
-            opened = await attempt(address)
+            opened = await attempt(address, connected)
         except Exception as error:  # noqa: BLE001 - handshakes with strangers raise whatever their libraries raise
             self._reasons[str(address)] = _reason(error)
             failed.set()
@@ -131,7 +138,7 @@ def _reason(error: BaseException) -> str:
                 return "no address is known for this name"
             case OSError(errno=int(number)):
                 return os.strerror(number).lower()
-    if isinstance(chain[-1], (IOException, MultiselectClientError, trio.TooSlowError)):
+    if isinstance(chain[-1], (BaseLibp2pError, trio.TooSlowError)):
         return "it does not answer as a libp2p peer"
     return (str(chain[-1]) or type(chain[-1]).__name__)[:_MAX_REASON]
 

@@ -126,20 +126,21 @@ class Libp2pTransport(Transport):
         # Loopback first over all listeners: a peer on this machine should not go through the network.
         return sorted(found, key=lambda address: not address.is_loopback)
 
-    async def _open_channel(self, address: Address) -> Libp2pChannel:
+    async def _open_channel(self, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
-        connection = await self._open_connection(address)
+        connection = await self._open_connection(address, connected)
         try:
             return self._channel(await connection.open(PROTOCOL))
         except BaseException:
             connection.abort()
             raise
 
-    async def _open_connection(self, address: Address) -> Connection:
+    async def _open_connection(self, address: Address, connected: Callable[[], None]) -> Connection:
         """A connection to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
         stream = await trio.open_tcp_stream(address.host, address.port)
+        connected()
         carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
             if isinstance(carrier, WebSocketCarrier):
