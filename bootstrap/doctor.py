@@ -286,7 +286,9 @@ async def _mesh(settings: DoctorSettings) -> Finding:
 async def _table(peer: Peer) -> str:
     """What became of the distributed hash table, once somebody is in it or `TABLE_LIMIT` has passed."""
     with trio.move_on_after(TABLE_LIMIT):
-        while not any(entry.way == dht.WAY and not entry.code for entry in peer.trail.entries):  # noqa: ASYNC110 - has no event
+        while not any(  # noqa: ASYNC110 - has no event
+            (entry.way, entry.target, entry.code) == (dht.WAY, dht.TARGET, "") for entry in peer.trail.entries
+        ):
             await trio.sleep(0.1)
     return peer.trail.outcome(dht.WAY, dht.TARGET)
 

@@ -195,7 +195,9 @@ class LibP2PInferenceNode:
         listen = list(self._options.get("listen", ["/ip4/0.0.0.0/tcp/0"]))
         medium = Libp2pTransport(identity, listen)
         direct = DirectTransport(identity, listen)
-        return Peer(settings, medium, self._handlers, direct=direct, dht=hash_table(medium, None))
+        return Peer(
+            settings, medium, self._handlers, direct=direct, dht=hash_table(medium, self._folder.path if self._folder else None)
+        )
 
     def _write_addresses(self, peer: Peer) -> None:
         """For `mesh invite`, which lets others in by way of us."""

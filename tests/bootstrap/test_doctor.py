@@ -201,7 +201,8 @@ async def test_a_good_invite_is_read_tried_and_never_repeated(look, private):
         f"for the mesh 'ours' by way of {private.peer_id}, good for 60 minutes more by this machine's clock"
     )
     assert found[f"bootstrap {private.peer_id[-12:]}"].result == "ok"
-    assert (found["mesh ours"].result, found["mesh ours"].message) == ("ok", "1 node found, serving words")
+    assert found["mesh ours"].result == "ok"
+    assert found["mesh ours"].message.startswith("1 node found, serving words; the DHT has 1 in its table")
     assert token[20:60] not in str(found)
 
 
