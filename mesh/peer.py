@@ -17,6 +17,8 @@ import trio
 from mesh.addresses import by_peer, names
 from mesh.best_links import BestLinks, Hands
 from mesh.dialler import Dialler, Target
+from mesh.discovery.dht import Dht
+from mesh.discovery.table import Reach
 from mesh.errors import Misconfigured
 from mesh.exchange import ASKS, MAX_RECORDS, Exchange
 from mesh.hearing import Hearing
@@ -34,6 +36,7 @@ from mesh.trail import Trail, how_to_join
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mesh.discovery.dht import DhtSettings
     from mesh.identity import PeerId
     from mesh.link import Control, Link
     from mesh.messages.link import ModelLoad
@@ -70,6 +73,7 @@ class Peer:
         *,
         discovery: Mapping[str, DiscoveryFactory] | None = None,
         direct: DirectTransport | None = None,
+        dht: DhtSettings | None = None,
     ) -> None:
         """`discovery`: more ways of hearing; `direct`: what links move to. Raises Misconfigured for a bad bootstrap address."""
         self.settings = settings
@@ -97,6 +101,7 @@ class Peer:
         hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close, forbidden=forbidden)
         self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
         self._nursery: trio.Nursery | None = None
+        self._dht = None if dht is None else Dht(self, settings.access, Reach(learn=self._learn_found, want=self._want), dht)
 
     @property
     def peer_id(self) -> PeerId:
@@ -112,6 +117,11 @@ class Peer:
     def role(self) -> Role:
         """Ours."""
         return self.settings.role
+
+    @property
+    def asks(self) -> bool:
+        """True when we dial nodes, to ask them."""
+        return self._asks
 
     @property
     def addresses(self) -> list[str]:
@@ -156,6 +166,8 @@ class Peer:
             if self._asks:
                 self.registry.subscribe(lambda _event: self._best.changed())
                 nursery.start_soon(self._best.run)
+            if self._dht is not None:
+                nursery.start_soon(self._dht.run)
             await self._dialler.hold_all(nursery, self._bootstrap)
             task_status.started()
 
@@ -186,6 +198,11 @@ class Peer:
                 for link in self.links.values():
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
+
+    def seek(self, model: str) -> None:
+        """Look beyond those we know for nodes that serve a model. Never blocks; what is found gets links."""
+        if self._dht is not None:
+            self._dht.seek(model)
 
     def explain(self) -> list[str]:
         """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
@@ -319,6 +336,13 @@ class Peer:
             self._best.changed()
             if self._dialler.target(view.peer_id) is not None:
                 self._dial_node(view)
+
+    def _learn_found(self, sealed: SealedRecord) -> PeerView | None:
+        """A record that no link told: nobody hears of it from us before a link proves it."""
+        view = self.registry.learn(sealed)
+        if view is not None and self._asks and view.serves:
+            self._best.changed()
+        return view
 
     def _dial_node(self, view: PeerView) -> None:
         self._want(view.peer_id, "a record", view.record.addresses, view.expires)

@@ -184,6 +184,10 @@ def _sentence(entry: TrailEntry) -> str:
                 f"mDNS {entry.outcome}: multicast is blocked on this machine. Allow UDP port 5353 in its firewall, or pass "
                 "`--bootstrap ADDRESS`."
             )
+        case "dht", "empty":
+            return "The DHT has nobody in its table: it needs one peer of the mesh to start from. Pass `--bootstrap ADDRESS`."
+        case "dht", "":
+            return f"The DHT {entry.outcome}."
         case "mdns", _:
             return f"mDNS did not start: {entry.outcome}. Pass `--bootstrap ADDRESS` instead."
         case _:

@@ -105,10 +105,13 @@ class Host(BasicHost):  # type: ignore[misc]  # untyped base
         self.remove_stream_handler(ID_PUSH)
         self.set_stream_handler(PING, answer_pings)
 
-    async def open_stream(self, carrier: Carrier, peer_id: str, protocol: str) -> INetStream:
-        """A stream of `protocol` on a new connection to `peer_id` over `carrier`."""
+    async def connect(self, carrier: Carrier, peer_id: str) -> INetConn:
+        """A new connection to `peer_id` over `carrier`."""
         raw = RawConnection(carrier, initiator=True)
-        connection = await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer_id))
+        return await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer_id))
+
+    async def open_stream(self, connection: INetConn, protocol: str) -> INetStream:
+        """A stream of `protocol` on a connection of ours."""
         stream = await connection.new_stream()
         communicator = MultiselectCommunicator(stream)
         await self.multiselect_client.handshake(communicator)

@@ -1,6 +1,7 @@
 """The door to the network: listens, dials, and hands out channels.
 
-1. One connection carries one channel, in whichever direction it was opened, and ends with it. A second one is refused.
+1. One connection carries one channel, in whichever direction it was opened, and ends with it. A second one is refused. Streams of
+   other protocols (`serve`) that we open go on connections of their own (`connect`), which never carry a channel.
 2. Every socket belongs to `run`: when it ends, for whatever reason, all of them are closed at once.
 3. What strangers can take is bounded: `MAX_INBOUND` connections, `MAX_HANDSHAKES` of them unproven, each of these for at most
    `HANDSHAKE_TIMEOUT` seconds; `admission` says who makes room. A connection without a stream for `IDLE` seconds is closed.
@@ -20,13 +21,14 @@ from mesh.transport.libp2p.addresses import Address, host_of, reachable_hosts
 from mesh.transport.libp2p.admission import Admission, Place
 from mesh.transport.libp2p.carrier import Carrier
 from mesh.transport.libp2p.channel import Libp2pChannel
+from mesh.transport.libp2p.connection import Connection
 from mesh.transport.libp2p.dialling import Dial
 from mesh.transport.libp2p.listeners import bind, listen_address
 from mesh.transport.libp2p.tamed import HANDSHAKE_TIMEOUT, Host, carrier_of
 from mesh.transport.libp2p.websocket import WebSocketCarrier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from libp2p.abc import IMuxedConn, INetStream
 
@@ -54,6 +56,7 @@ class Libp2pTransport(Transport):
         self._carriers: set[Carrier] = set()
         self._nursery: trio.Nursery | None = None
         self._host: Host | None = None
+        self._served: dict[str, Callable[[INetStream], Awaitable[None]]] = {}
 
     async def run(self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As `Transport` says."""
@@ -78,7 +81,25 @@ class Libp2pTransport(Transport):
     async def dial(self, addresses: Sequence[str]) -> Libp2pChannel:
         """As `Transport` says."""
         self._running()
-        return await Dial(addresses).run(self._connect)
+        dial: Dial[Libp2pChannel] = Dial(addresses)
+        return await dial.run(self._open_channel)
+
+    @property
+    def identity(self) -> Identity:
+        """Whose connections these are."""
+        return self._identity
+
+    async def connect(self, addresses: Sequence[str]) -> Connection:
+        """A connection without a channel, for streams of other protocols. Blocks and raises as `dial` does."""
+        self._running()
+        dial: Dial[Connection] = Dial(addresses)
+        return await dial.run(self._open_connection)
+
+    def serve(self, protocol: str, handler: Callable[[INetStream], Awaitable[None]]) -> None:
+        """Answer streams of another protocol, on whatever connection they come. May be called before `run`."""
+        self._served[protocol] = handler
+        if self._host is not None:
+            self._host.set_stream_handler(protocol, handler)
 
     async def _serve(
         self, handler: Handler, listeners: list[tuple[Address, trio.SocketListener]], task_status: trio.TaskStatus[None]
@@ -87,6 +108,8 @@ class Libp2pTransport(Transport):
             self._nursery = nursery
             self._host = Host(self._identity, nursery, lambda: [str(address) for address in self._reachable()])
             self._host.set_stream_handler(PROTOCOL, partial(self._welcome, handler))
+            for protocol, answer in self._served.items():
+                self._host.set_stream_handler(protocol, answer)
             for address, listener in listeners:
                 accept = partial(self._accept, WebSocketCarrier if address.websocket else Carrier)
                 nursery.start_soon(partial(trio.serve_listeners, accept, [listener], handler_nursery=nursery))
@@ -102,8 +125,17 @@ class Libp2pTransport(Transport):
         # Loopback first over all listeners: a peer on this machine should not go through the network.
         return sorted(found, key=lambda address: not address.is_loopback)
 
-    async def _connect(self, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
+    async def _open_channel(self, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
+        connection = await self._open_connection(address, connected)
+        try:
+            return self._channel(await connection.open(PROTOCOL))
+        except BaseException:
+            connection.abort()
+            raise
+
+    async def _open_connection(self, address: Address, connected: Callable[[], None]) -> Connection:
+        """A connection to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
         stream = await trio.open_tcp_stream(await host_of(address), address.port)
@@ -112,7 +144,8 @@ class Libp2pTransport(Transport):
         try:
             if isinstance(carrier, WebSocketCarrier):
                 await carrier.connect(address.host, address.port)
-            return self._channel(await self._running().open_stream(carrier, str(address.peer_id), PROTOCOL))
+            host = self._running()
+            return Connection(host, await host.connect(carrier, str(address.peer_id)), carrier)
         except BaseException:
             carrier.abort()
             raise
