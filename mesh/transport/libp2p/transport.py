@@ -4,32 +4,37 @@
 2. Every socket belongs to `run`: when it ends, for whatever reason, all of them are closed at once.
 3. What strangers can take is bounded: `MAX_INBOUND` connections, `MAX_HANDSHAKES` of them unproven, each of these for at most
    `HANDSHAKE_TIMEOUT` seconds. A connection without a stream is closed after `IDLE` seconds. A closed one frees its place.
-4. Whatever goes wrong on a connection, or in a handler, ends that connection and nothing else.
+4. A stream that a relay joined for us is a connection like any other once it is joined, and counts like one.
+5. Whatever goes wrong on a connection, or in a handler, ends that connection and nothing else.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from mesh.transport.base import Handler, Transport
-from mesh.transport.libp2p.addresses import Address, reachable_hosts
+from mesh.errors import Unavailable
+from mesh.transport.base import Channel, Handler, Transport
+from mesh.transport.libp2p.addresses import MAX_LENGTH, Address, reachable_hosts
 from mesh.transport.libp2p.carrier import Carrier
 from mesh.transport.libp2p.channel import Libp2pChannel
-from mesh.transport.libp2p.dialling import Dial
+from mesh.transport.libp2p.circuit import CircuitMedium
+from mesh.transport.libp2p.dialling import DIAL_TIMEOUT, Dial, reason_of
 from mesh.transport.libp2p.listeners import bind, listen_address
 from mesh.transport.libp2p.tamed import HANDSHAKE_TIMEOUT, Host, carrier_of
 from mesh.transport.libp2p.websocket import WebSocketCarrier
+from mesh.transport.streams import Join, Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from libp2p.abc import IMuxedConn, INetStream
 
     from mesh.identity import Identity
+    from mesh.transport.libp2p.medium import Medium
 
 PROTOCOL = "/infermesh/link/1.0.0"
 """The major version of what is spoken on a channel stands in its name."""
@@ -41,7 +46,7 @@ IDLE = 60.0
 _log = logging.getLogger(__name__)
 
 
-class Libp2pTransport(Transport):
+class Libp2pTransport(Transport, Streams):
     """A peer's way to others over TCP and WebSocket, encrypted by Noise, with libp2p's peer ids."""
 
     def __init__(self, identity: Identity, listen: Sequence[str], *, max_inbound: int = MAX_INBOUND) -> None:
@@ -52,7 +57,9 @@ class Libp2pTransport(Transport):
         self._inbound = 0
         self._handshakes = 0
         self._bound: list[Address] = []
-        self._carriers: set[Carrier] = set()
+        self._carriers: set[Medium] = set()
+        self._answers: dict[str, Handler] = {}
+        self._join: Join | None = None
         self._nursery: trio.Nursery | None = None
         self._host: Host | None = None
 
@@ -79,7 +86,37 @@ class Libp2pTransport(Transport):
     async def dial(self, addresses: Sequence[str]) -> Libp2pChannel:
         """As `Transport` says."""
         self._running()
-        return await Dial(addresses).run(self._connect)
+        return await Dial(addresses).run(partial(self._connect, PROTOCOL))
+
+    def answer(self, protocol: str, handler: Handler) -> None:
+        """As `Streams` says."""
+        self._answers[protocol] = handler
+
+    def join_by(self, join: Join) -> None:
+        """As `Streams` says."""
+        self._join = join
+
+    async def open(self, addresses: Sequence[str], protocol: str) -> Libp2pChannel:
+        """As `Streams` says."""
+        self._running()
+        return await Dial(addresses).run(partial(self._connect, protocol))
+
+    async def welcome(self, joined: Channel) -> None:
+        """As `Streams` says."""
+        await self._accept(CircuitMedium, joined)
+
+    async def probe(self, address: str) -> None:
+        """As `Streams` says. Blocks for at most DIAL_TIMEOUT."""
+        try:
+            wanted = Address.parse(address)
+            with trio.fail_after(DIAL_TIMEOUT):
+                carrier = await self._reach(PROTOCOL, wanted)
+                try:
+                    await self._running().prove(carrier, str(wanted.peer_id))
+                finally:
+                    carrier.abort()
+        except Exception as error:
+            raise Unavailable(f"{address[:MAX_LENGTH]}: {reason_of(error)}", code="unreachable") from error
 
     async def _serve(
         self, handler: Handler, listeners: list[tuple[Address, trio.SocketListener]], task_status: trio.TaskStatus[None]
@@ -87,7 +124,8 @@ class Libp2pTransport(Transport):
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._host = Host(self._identity, nursery, lambda: [str(address) for address in self._reachable()])
-            self._host.set_stream_handler(PROTOCOL, partial(self._welcome, handler))
+            for protocol, answer in {PROTOCOL: handler, **self._answers}.items():
+                self._host.set_stream_handler(protocol, partial(self._welcome, answer))
             for address, listener in listeners:
                 accept = partial(self._accept, WebSocketCarrier if address.websocket else Carrier)
                 nursery.start_soon(partial(trio.serve_listeners, accept, [listener], handler_nursery=nursery))
@@ -103,21 +141,38 @@ class Libp2pTransport(Transport):
         # Loopback first over all listeners: a peer on this machine should not go through the network.
         return sorted(found, key=lambda address: not address.is_loopback)
 
-    async def _connect(self, address: Address) -> Libp2pChannel:
+    async def _connect(self, protocol: str, address: Address) -> Libp2pChannel:
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
+        carrier = await self._reach(protocol, address)
+        try:
+            return self._channel(await self._running().open_stream(carrier, str(address.peer_id), protocol))
+        except BaseException:
+            carrier.abort()
+            raise
+
+    async def _reach(self, protocol: str, address: Address) -> Medium:
+        """Bytes to the peer at one address, on which nothing is proven yet."""
+        if address.relay is not None:
+            return self._carry(CircuitMedium, await self._joined(protocol, address))
         stream = await trio.open_tcp_stream(address.host, address.port)
         carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
             if isinstance(carrier, WebSocketCarrier):
                 await carrier.connect(address.host, address.port)
-            return self._channel(await self._running().open_stream(carrier, str(address.peer_id), PROTOCOL))
         except BaseException:
             carrier.abort()
             raise
+        return carrier
 
-    async def _accept(self, kind: type[Carrier], stream: trio.SocketStream) -> None:
+    async def _joined(self, protocol: str, address: Address) -> Channel:
+        if self._join is None or protocol != PROTOCOL:
+            raise ValueError("it leads over a relay, and only links do")
+        assert address.peer_id is not None
+        return await self._join(str(address.hop), address.peer_id)
+
+    async def _accept(self, kind: Callable[[Any], Medium], stream: trio.SocketStream | Channel) -> None:
         """Serve one inbound connection until it ends."""
         if self._inbound >= self._max_inbound or self._handshakes >= MAX_HANDSHAKES:
             await trio.aclose_forcefully(stream)
@@ -134,7 +189,7 @@ class Libp2pTransport(Transport):
         finally:
             self._inbound -= 1
 
-    async def _prove(self, carrier: Carrier) -> IMuxedConn:
+    async def _prove(self, carrier: Medium) -> IMuxedConn:
         self._handshakes += 1
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT):
@@ -179,12 +234,13 @@ class Libp2pTransport(Transport):
         self._running().run_task(channel.run)
         return channel
 
-    def _carry(self, kind: type[Carrier], stream: trio.SocketStream) -> Carrier:
-        """Take over a socket, so that it is closed with us."""
+    def _carry(self, kind: Callable[[Any], Medium], stream: trio.SocketStream | Channel) -> Medium:
+        """Take over a socket, or what stands for one, so that it is closed with us."""
         try:
             carrier = kind(stream)
         except OSError:
-            stream.socket.close()
+            if isinstance(stream, trio.SocketStream):
+                stream.socket.close()
             raise
         self._carriers.add(carrier)
         try:
@@ -195,7 +251,7 @@ class Libp2pTransport(Transport):
             raise
         return carrier
 
-    async def _carry_until_closed(self, carrier: Carrier) -> None:
+    async def _carry_until_closed(self, carrier: Medium) -> None:
         try:
             await carrier.run()
         finally:
