@@ -213,9 +213,11 @@ async def _mesh(settings: DoctorSettings) -> Finding:
         async with MeshClient(bootstrap=settings.bootstrap, mesh=mesh, patience=Patience(find=JOIN_LIMIT)) as client:
             models = await client.models()
             nodes = client.nodes()
+            relayed = sum(link.via is not None for link in client.peer.links.values())
     except MeshError as error:
         return Finding(f"mesh {mesh}", "fail", error.message, "each sentence says what to do")
     found = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} found, serving {', '.join(model.id for model in models)}"
+    found += f"; {relayed} of the links go over a relay, because nobody here can dial that peer" if relayed else ""
     return Finding(f"mesh {mesh}", "ok", found)
 
 

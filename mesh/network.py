@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mesh.best_links import LINKS_PER_MODEL
 from mesh.messages.record import Hardware
 from mesh.peer import Peer, PeerSettings
+from mesh.relay.bounds import RelayBounds
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
@@ -37,6 +38,8 @@ def network_peer(
         hardware=hardware or Hardware(),
         ports=ports or {},
         links_per_model=links_per_model,
+        relay=config.relay,
+        relay_bounds=RelayBounds(circuits=config.relay_circuits, rate=config.relay_rate, total=config.relay_total),
     )
     direct = DirectTransport(program.identity, config.listen) if config.direct else None
     return Peer(settings, Libp2pTransport(program.identity, config.listen), service, direct=direct)

@@ -35,6 +35,7 @@ from mesh.messages.link import (
     LinkMessage,
     ModelLoad,
     Open,
+    PathControl,
     Prove,
     Records,
     Refused,
@@ -42,6 +43,8 @@ from mesh.messages.link import (
     Upgrade,
     UpgradeOffer,
 )
+from mesh.messages.reachability import DialBack, DialedBack
+from mesh.messages.relay import Incoming, Release, Reserve, Reserved
 from mesh.record import RecordError, open_record
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ _LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 logger = logging.getLogger(__name__)
 
-Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained
+Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained | PathControl
 
 
 async def _ignore(_link: Link, _message: Control) -> None:
@@ -130,6 +133,11 @@ class Link:
     def carrier(self) -> Carrier:
         """What its bytes travel by: one for the whole life of a link."""
         return self._channel.carrier
+
+    @property
+    def via(self) -> PeerId | None:
+        """The relay that its bytes go over; None where there is none."""
+        return self._channel.via
 
     @property
     def in_flight(self) -> int:
@@ -352,6 +360,8 @@ class Link:
             case Cancel():
                 served.cancel(message.stream)
             case Heartbeat() | Records() | Leave() | Keys() | Upgrade() | UpgradeOffer() | Drained():
+                await self._hear(message)
+            case DialBack() | DialedBack() | Reserve() | Reserved() | Release() | Incoming():
                 await self._hear(message)
             case Malformed(opened=True):
                 served.refuse(message.stream, BadRequest(f"the request has the wrong shape: {message.why}"))

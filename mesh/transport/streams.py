@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from mesh.errors import Unavailable
 from mesh.identity import PeerId
 from mesh.transport.base import Channel
 
@@ -44,3 +45,29 @@ class Streams(ABC):
     @abstractmethod
     async def probe(self, address: str) -> None:
         """Find out whether the peer that an address names answers there, and say no more to it. Raises Unavailable."""
+
+
+class NoStreams(Streams):
+    """Of a transport that has none: nobody is reached."""
+
+    def answer(self, protocol: str, handler: Handler) -> None:
+        """Nobody comes."""
+
+    def join_by(self, join: Join) -> None:
+        """Nothing is dialled over relays."""
+
+    async def open(self, addresses: Sequence[str], protocol: str) -> Channel:
+        """Raise Unavailable."""
+        raise _none(f"{protocol} to {addresses[:1]}")
+
+    async def welcome(self, joined: Channel) -> None:
+        """Raise Unavailable."""
+        raise _none(joined.remote_address)
+
+    async def probe(self, address: str) -> None:
+        """Raise Unavailable."""
+        raise _none(address)
+
+
+def _none(what: str) -> Unavailable:
+    return Unavailable(f"this peer's transport carries links alone, not {what}", code="unreachable")
