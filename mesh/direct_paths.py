@@ -68,10 +68,14 @@ class DirectPaths:
 
     def news(self, peer_id: PeerId | None = None) -> None:
         """A record of a peer came; None: we may be somewhere else ourselves. Never blocks."""
-        for known, tries in self._tries.items():
-            if peer_id is None or (known == peer_id and not self._addresses(known) <= tries.addresses):
-                tries.backoff.reset()
-                tries.news.set()
+        if peer_id is None:
+            due = list(self._tries.values())
+        else:
+            tries = self._tries.get(peer_id)
+            due = [] if tries is None or self._addresses(peer_id) <= tries.addresses else [tries]
+        for one in due:
+            one.backoff.reset()
+            one.news.set()
 
     def gone(self, link: Link) -> None:
         """A link ended: nobody waits for it any more."""

@@ -19,7 +19,7 @@ from mesh.addresses import is_near
 from mesh.dialler import MAX_DIALS
 from mesh.errors import Busy, Conflict, Denied, MeshError
 from mesh.link import Link
-from mesh.link.link import refuse
+from mesh.link.refusal import refuse
 from mesh.upgrade import Upgrades
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.addresses import ip_of, is_near, is_relayed
+from mesh.addresses import is_loopback_address, is_near, is_relayed
 from mesh.direct_paths import DirectPaths
 from mesh.errors import Denied, MeshError
 from mesh.messages.reachability import DialBack, DialedBack
@@ -146,7 +146,7 @@ class Nat:
     def learned(self, view: PeerView) -> None:
         """A record is new."""
         self._paths.news(view.peer_id)
-        if view.record.relay and view.live:
+        if view.relay and view.live:
             self.reservations.look()
 
     def hear(self, link: Link, message: PathControl) -> None:
@@ -213,8 +213,8 @@ class Nat:
 
     def _circuits(self, relay: PeerId) -> list[str]:
         link = self._links.get(relay)
-        here = link is not None and _is_loopback(link.remote_address)
-        usable = [address for address in self._addresses_of(relay) if here or not _is_loopback(address)]
+        here = link is not None and is_loopback_address(link.remote_address)
+        usable = [address for address in self._addresses_of(relay) if here or not is_loopback_address(address)]
         return [f"{address}/p2p-circuit/p2p/{self._settings.identity.peer_id}" for address in usable[:PER_RELAY]]
 
     def _addresses_of(self, peer_id: PeerId) -> list[str]:
@@ -240,8 +240,3 @@ class Nat:
     def _start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(task, *arguments)
-
-
-def _is_loopback(address: str) -> bool:
-    ip = ip_of(address)
-    return ip is not None and ip.is_loopback

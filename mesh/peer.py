@@ -32,14 +32,13 @@ from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL
 from mesh.registry import Registry
 from mesh.sightings import mdns
-from mesh.trail import Trail
+from mesh.trail import Trail, how_to_join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mesh.identity import PeerId
-    from mesh.link import Link
-    from mesh.link.link import Control
+    from mesh.link import Control, Link
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry, Role, SealedRecord
     from mesh.registry import PeerView
@@ -197,8 +196,10 @@ class Peer:
         """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
         if not self.links:
             return self.trail.explain()
-        nobody_to_ask = self._asks and not self.registry.nodes()
-        return self.trail.explain_no_node(len(self.links)) if nobody_to_ask else self._nat.explain()
+        if not self._asks or self.registry.nodes():
+            return self._nat.explain()
+        private = self.settings.access.keyring is not None
+        return self.trail.explain_no_node(len(self.links), how_to_join(self.mesh, self.addresses, private=private))
 
     async def close(self, reason: str = "the program stops") -> None:
         """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.

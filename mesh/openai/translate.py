@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mesh.messages.record import ModelEntry
 
 DONE_EVENT = b"data: [DONE]\n\n"
+MAX_AFFINITY = 256
+"""Characters of it that count."""
 _SEED_MASK = 2**63 - 1
 _MARK = "infermesh-text"
 _LINE_BREAKS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
@@ -73,6 +75,7 @@ def _inference(
         seed=_or(body.seed, identity.seed) & _SEED_MASK,
         stop=stop or [],
         stream=bool(body.stream),
+        affinity=(body.prompt_cache_key or body.user or "")[:MAX_AFFINITY],
     )
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -104,16 +105,16 @@ class Reservations:
             if link is not None:
                 await self._ask(link)
         if not self._held:
-            willing = (view for view in self._registry.peers.values() if view.record.relay and not view.live)
-            for view in sorted(willing, key=lambda view: view.learned)[-1:]:
+            willing = (view for view in self._registry.peers.values() if view.relay and view.link is None)
+            for view in heapq.nlargest(1, willing, key=lambda view: view.learned):
                 self._dial(view)
 
     def _candidates(self) -> Iterable[PeerView]:
         now = trio.current_time()
         found = [
             view
-            for view in self._registry.peers.values()
-            if view.record.relay and view.live and view.peer_id not in self._held and now >= self._refused.get(view.peer_id, now)
+            for view in self._registry.linked_views()
+            if view.relay and view.live and view.peer_id not in self._held and now >= self._refused.get(view.peer_id, now)
         ]
         return sorted(found, key=_order)
 
@@ -155,4 +156,4 @@ class Reservations:
 
 def _order(view: PeerView) -> tuple[bool, float]:
     rtt = view.link.rtt if view.link is not None else None
-    return view.record.role != "bootstrap", math.inf if rtt is None else rtt
+    return view.role != "bootstrap", math.inf if rtt is None else rtt

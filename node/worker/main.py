@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.errors import Misconfigured
-from mesh.messages.worker import Loading, Refusal, Submit
+from mesh.messages.worker import Abort, Loading, Refusal, Submit
 from node.worker.protocol import NodeConnection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mesh.messages.worker import ToWorker
     from node.worker.engine import Engine
+    from node.worker.intake import Prepared
+    from node.worker.lanes import Lanes
 
 _logger = logging.getLogger(__name__)
 
@@ -59,10 +62,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--slots", type=int, default=16, help="requests computed at the same time, at most")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together; default: what model and memory allow")
+    parser.add_argument("--cache-mib", type=int, help="most memory for keys and values; default: half of what is free")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores, from five on one less, for the node")
     options = parser.parse_args(arguments)
-    for name in ("slots", "context", "threads"):
-        if (value := getattr(options, name)) is not None and value < 1:
+    for name in ("slots", "context", "cache-mib", "threads"):
+        if (value := getattr(options, name.replace("-", "_"))) is not None and value < 1:
             parser.error(f"--{name} must be at least 1")
     return options
 
@@ -78,7 +82,14 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
     from node.worker.loader import Options, load
 
     torch.set_num_threads(options.threads or default_threads())
-    chosen = Options(path=options.model, device=options.device, dtype=options.dtype, slots=options.slots, context=options.context)
+    chosen = Options(
+        path=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        slots=options.slots,
+        context=options.context,
+        cache_mib=options.cache_mib,
+    )
     engine, ready = load(chosen, connection.send)
     _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)
     connection.send(ready)
@@ -86,11 +97,33 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
 
 
 def _serve(engine: Engine, connection: NodeConnection) -> None:
+    from node.worker.lanes import Lanes
+    from node.worker.pulse import Pulse
+
+    pulse = Pulse()
+    lanes = Lanes(engine.intake, connection.post, limit=engine.limits.queue)
+    lanes.start()
+    connection.alive = pulse.alive
     while True:
-        for message in connection.receive(wait=engine.idle):
-            if isinstance(message, Submit):
-                engine.submit(message.number, message.request)
-            else:
-                engine.abort(message.number)
+        messages = connection.receive(wait=engine.idle)
+        pulse.begin()
+        for message in messages:
+            _hear(message, engine, lanes)
         if step := engine.step():
             connection.send(step)
+        pulse.end(engine)
+
+
+def _hear(message: ToWorker | Prepared, engine: Engine, lanes: Lanes) -> None:
+    match message:
+        case Submit(number=number, request=request):
+            if refused := lanes.put(number, request):
+                engine.take(refused)
+        case Abort(number=number):
+            if ended := lanes.abort(number):
+                engine.take(ended)
+            else:
+                engine.abort(number)
+        case _:
+            if lanes.arrive(message):
+                engine.take(message)

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 from mesh.messages.inference import Performance, Usage
 
 if TYPE_CHECKING:
+    from mesh.messages.inference import FinishReason
+    from node.worker.cache.extents import Extent
+    from node.worker.cache.radix import Node
     from node.worker.detokenizer import TextStream
     from node.worker.sampling import Draw
 
 
 @dataclass(eq=False, kw_only=True)
 class Sequence:
-    """`tokens` is the prompt and what was generated so far; the cache slot holds the first `computed` of them.
+    """`tokens` is the prompt and what was generated so far; the extent holds the first `computed` of them.
 
-    `limit` is the number of tokens that may be generated. Times are monotonic seconds.
+    `limit` is the number of tokens that may be generated, `resumed` the number of those that another engine generated.
+    `reason` says why it is complete, once it is. Times are monotonic seconds.
     """
 
     number: int
@@ -26,14 +30,25 @@ class Sequence:
     limit: int
     draw: Draw
     stream: TextStream
+    end_tokens: frozenset[int] = frozenset()
+    tenant: str = ""
+    priority: int = 0
     deadline: float = float("inf")
     computed: int = 0
-    slot: int = -1
+    extent: Extent | None = None
+    prefix: Node | None = None
     largest_batch: int = 0
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+    resumed: int = 0
+    reason: FinishReason | None = None
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Smaller is served earlier and preempted later."""
+        return (-self.priority, self.arrived, self.number)
 
     @property
     def pending(self) -> int:
@@ -45,18 +60,32 @@ class Sequence:
         """Tokens generated so far; also the position of the next one."""
         return len(self.tokens) - self.prompt_length
 
-    def start(self, slot: int) -> None:
-        """Take a slot."""
-        self.slot = slot
+    def enter(self, extent: Extent) -> None:
+        """Take room in the cache."""
+        self.extent = extent
         self.started = self.started or time.monotonic()
 
-    def rewind(self) -> None:
-        """Its slot was lost: compute everything again."""
+    def leave(self) -> None:
+        """Lose the room: everything is to be computed again."""
+        self.extent = self.prefix = None
         self.computed = 0
 
-    def append(self, token: int) -> None:
-        """Add a generated token."""
+    def append(self, token: int) -> str:
+        """Add a generated token; returns the text that it completes, and sets `reason` when it is the last."""
         self.tokens.append(token)
+        if token in self.end_tokens:
+            self.reason = "stop"
+            return self.stream.finish()
+        text = self.stream.push(token)
+        if not self.stream.stopped and self.generated >= self.limit:
+            self.reason = "length"
+            text += self.stream.finish()
+        if self.stream.stopped:
+            self.reason = "stop"
+        return text
+
+    def mark(self) -> None:
+        """A token was generated just now."""
         self.last_token = time.monotonic()
         self.first_token = self.first_token or self.last_token
 
@@ -65,14 +94,16 @@ class Sequence:
         return Usage(prompt_tokens=self.prompt_length, completion_tokens=self.generated)
 
     def performance(self) -> Performance:
-        """Where the time went. The rate counts the tokens after the first; for a single token, the whole time."""
+        """Where the time went here. The rate counts the tokens after the first; for a single token, the whole time."""
+        started = self.started or self.arrived
         decode = self.last_token - self.first_token
-        prefill = self.first_token - self.started
-        tokens, seconds = (self.generated - 1, decode) if self.generated > 1 else (self.generated, prefill)
+        prefill = max(0.0, self.first_token - started)
+        own = self.generated - self.resumed
+        tokens, seconds = (own - 1, decode) if own > 1 else (own, prefill)
         return Performance(
             prefill_time_ms=1000 * prefill,
             decode_time_ms=1000 * decode,
-            queue_time_ms=1000 * (self.started - self.arrived),
+            queue_time_ms=1000 * (started - self.arrived),
             tokens_per_second=tokens / seconds if seconds > 0 else 0.0,
             batch_size=self.largest_batch,
         )

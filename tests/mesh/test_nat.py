@@ -36,10 +36,10 @@ class Walled(Libp2pTransport):
 
     walls: set[str]
 
-    async def _reach(self, protocol: str, address: Any) -> Any:
+    async def _reach(self, protocol: str, address: Any, *rest: Any) -> Any:
         if address.relay is None and address.peer_id in self.walls:
             raise ConnectionRefusedError("there is a wall")
-        return await super()._reach(protocol, address)
+        return await super()._reach(protocol, address, *rest)
 
 
 @dataclass

@@ -46,6 +46,10 @@ IDLE = 60.0
 _log = logging.getLogger(__name__)
 
 
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
 class Libp2pTransport(Transport, Streams):
     """A peer's way to others over TCP and WebSocket, encrypted by Noise, with libp2p's peer ids."""
 
@@ -141,22 +145,23 @@ class Libp2pTransport(Transport, Streams):
         # Loopback first over all listeners: a peer on this machine should not go through the network.
         return sorted(found, key=lambda address: not address.is_loopback)
 
-    async def _connect(self, protocol: str, address: Address) -> Libp2pChannel:
+    async def _connect(self, protocol: str, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
-        carrier = await self._reach(protocol, address)
+        carrier = await self._reach(protocol, address, connected)
         try:
             return self._channel(await self._running().open_stream(carrier, str(address.peer_id), protocol))
         except BaseException:
             carrier.abort()
             raise
 
-    async def _reach(self, protocol: str, address: Address) -> Medium:
+    async def _reach(self, protocol: str, address: Address, connected: Callable[[], None] = _ignore) -> Medium:
         """Bytes to the peer at one address, on which nothing is proven yet."""
         if address.relay is not None:
             return self._carry(CircuitMedium, await self._joined(protocol, address))
         stream = await trio.open_tcp_stream(address.host, address.port)
+        connected()
         carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
             if isinstance(carrier, WebSocketCarrier):
