@@ -50,7 +50,7 @@ class Limits:
 
     budget: int = 512
     queue: int = 256
-    stretch: float = 2.5
+    stretch: float = 2.2
 
 
 class Engine:

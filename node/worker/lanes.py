@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 SMALL = 32 * 1024
 """Characters, or token ids, that a request of the quick lane holds at most."""
-SWITCH_INTERVAL = 0.0005
-"""Seconds that a thread may keep the interpreter while another wants it. The engine asks for it back hundreds of times a step."""
 
 
 class _Job(NamedTuple):
@@ -47,7 +44,6 @@ class Lanes:
 
     def start(self) -> None:
         """Begin to prepare."""
-        sys.setswitchinterval(SWITCH_INTERVAL)
         for name, jobs, intake in (("quick", self._quick, self._intakes[0]), ("slow", self._slow, self._intakes[1])):
             threading.Thread(target=self._work, args=(jobs, intake), name=f"prepare-{name}", daemon=True).start()
 

@@ -61,7 +61,9 @@ class Scheduler:
         """The shares of the next step, those of a single token first. Gives room to waiting sequences."""
         shares = self._decoding()
         left = self._budget - len(shares)
-        if shares:
+        beginning = len(self.waiting) + len(self.active) - len(shares)
+        # When more wait for their first token than read along, a crowd arrived: the sooner it is through, the better for all.
+        if shares and (beginning == 1 or beginning < len(shares)):
             left = min(left, self._pace.allowance)
         prompts = self._going_on(left)
         left -= sum(share.count for share in prompts)

@@ -102,6 +102,17 @@ def test_beside_decoding_a_prompt_gets_what_its_pace_allows() -> None:
     assert step(made) == [(0, 1), (1, LEAST_TOKENS)]
 
 
+def test_a_crowd_is_let_in_at_full_speed() -> None:
+    pace = Pace(stretch=3.0)
+    made, _ = scheduler(4, *[40] * 4, slots=5, budget=64, pace=pace)
+    pace.measure(prompt_tokens=1000, decoding=False, seconds=1.0)
+    pace.measure(prompt_tokens=0, decoding=True, seconds=0.01)
+    assert step(made) == [(0, 4), (1, 40)]
+    # Two read along and three wait; then three read along and two wait.
+    assert step(made) == [(0, 1), (1, 1), (2, 40)]
+    assert step(made) == [(0, 1), (1, 1), (2, 1), (3, 20)]
+
+
 def test_budget_below_the_slots_is_raised() -> None:
     made, _ = scheduler(*[2] * 8, slots=8, budget=1)
     for _ in range(20):
