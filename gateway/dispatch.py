@@ -1,7 +1,8 @@
 """Dispatch: an inference service that finds a node for each request, and another one when that fails.
 
-1. Before the client has seen a token a failed request goes to the next node in the policy's order; after that, a loss is
-   `stream_interrupted`. Who takes the answer in one piece sees nothing before its end.
+1. A request that a node fails goes to the next node in the policy's order. Where tokens were given already, that node goes on
+   behind them; where it cannot, because the service knows no tokens or the client wants none of it, a loss is
+   `stream_interrupted`, unless the client has seen nothing yet.
 2. A client sees exactly one end: `Done`, or one error; and no `Delta` twice.
 3. A request does not fail for a node's sake while another node is ready, unless it failed on `max_failures` of them.
 4. No node is waited for longer than `queue_wait`, no first token longer than `first_token`, no next one longer than `stall`,
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import trio
 
-from gateway.attempt import Attempt, Delivery
+from gateway.attempt import Attempt
+from gateway.delivery import Delivery
 from gateway.models import KnownModels
 from gateway.routing.demand import demand_of
+from gateway.routing.snapshot import entry_of
 from gateway.search import Search, interrupted, is_failure, may_retry
 from mesh.errors import MeshError, TimedOut, Unavailable
 from mesh.service import paced
@@ -50,6 +53,8 @@ class DispatchLimits:
     first_token: float = 30.0
     stall: float = 60.0
     total: float = 1800.0
+    resume_wait: float = 30.0
+    """As `queue_wait`, for an answer that has begun: its client would lose more than the wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ class Totals:
     failed: int = 0
     cancelled: int = 0
     retried: int = 0
+    resumed: int = 0
     seconds: float = 0.0
 
     @property
@@ -93,7 +99,7 @@ class Dispatch:
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the best node; see the head for retries and limits. Raises MeshError."""
         request = msgspec.structs.replace(request, model=self.models.resolve(request.model))
-        delivery, started = Delivery(emit, streamed=request.stream), trio.current_time()
+        delivery, started = Delivery(emit, streamed=request.stream, resumable=request.resume), trio.current_time()
         self.totals.requests += 1
         self._tell(Notice(event="started", request=request, delivery=delivery))
         outcome: Outcome = "cancelled"
@@ -117,6 +123,7 @@ class Dispatch:
     def _count(self, outcome: Outcome, delivery: Delivery, seconds: float) -> None:
         setattr(self.totals, outcome, getattr(self.totals, outcome) + 1)
         self.totals.retried += delivery.attempts > 1
+        self.totals.resumed += delivery.resumes > 0
         self.totals.seconds += seconds
 
     async def _within_total(self, request: InferenceRequest, delivery: Delivery) -> None:
@@ -134,17 +141,30 @@ class Dispatch:
         search = Search(request.model, demand_of(request), patience=limits.queue_wait, max_failures=limits.max_failures)
         while True:
             node = await self._next_node(search)
+            before = delivery.tokens
             try:
                 await self._attempt(node, request, delivery)
             except MeshError as error:
-                if delivery.started:
-                    raise interrupted(error) from error
-                if not may_retry(error):
-                    raise
                 logger.info("request %s: %s could not answer (%s)", request.request_id, node.record.name, error.code)
-                search.failed(node.peer_id, error)
+                request = self._after(error, search, request, delivery)
+                if delivery.tokens > before:
+                    search.advanced(node.peer_id, error, patience=limits.resume_wait)
+                else:
+                    search.failed(node.peer_id, error)
             else:
                 return
+
+    @staticmethod
+    def _after(error: MeshError, search: Search, request: InferenceRequest, delivery: Delivery) -> InferenceRequest:
+        """What the next node is asked. Raises what the client is told when there is nothing to ask."""
+        if not may_retry(error):
+            raise error
+        if delivery.can_go_on:
+            search.numerics = delivery.numerics
+            return delivery.going_on(request)
+        if delivery.started:
+            raise interrupted(error) from error
+        return msgspec.structs.replace(request, prior=[])
 
     async def _next_node(self, search: Search) -> PeerView:
         """The best node that was not tried. Waits a little for one when all that could answer are away."""
@@ -158,7 +178,7 @@ class Dispatch:
         return node
 
     def _choose(self, search: Search) -> PeerView | None:
-        return self.router.choose(search.model, demand=search.demand, without=search.tried)
+        return self.router.choose(search.model, demand=search.demand, without=search.tried, numerics=search.numerics)
 
     async def _wait_for_node(self, search: Search) -> PeerView | None:
         changed = trio.Event()
@@ -185,7 +205,16 @@ class Dispatch:
         if node.link is None:
             raise Unavailable(f"the link to {node.record.name} was lost", code="link_lost")
         seen = self.router.observations.of(node.link.peer_id, request.model)
-        attempt = Attempt(node.link.peer_id, delivery, seen, first_token=self._limits.first_token, stall=self._limits.stall)
+        entry = entry_of(node, request.model)
+        attempt = Attempt(
+            node.link.peer_id,
+            delivery,
+            seen,
+            first_token=self._limits.first_token,
+            stall=self._limits.stall,
+            numerics=entry.numerics if entry is not None else "",
+            resumes=bool(request.prior),
+        )
         request = _with_time_left(request, delivery)
         delivery.attempts += 1
         seen.begin(trio.current_time())

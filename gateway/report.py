@@ -216,6 +216,7 @@ def sample(totals: Totals) -> Json:
         "failed": totals.failed,
         "cancelled": totals.cancelled,
         "retried": totals.retried,
+        "resumed": totals.resumed,
         "in_flight": totals.in_flight,
     }
 

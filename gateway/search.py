@@ -3,7 +3,8 @@
 1. An error that another node may not have is retried; what is wrong with the request itself is not.
 2. A node that is full, away or loading says nothing against the request; a lost link or a dead worker might: such failures are
    counted, so that a request that kills workers stops after a few.
-3. A tried node may be tried again only when it has changed since: another link, or another state of its model.
+3. A node that gave tokens before it was lost showed that the request does not kill it: the counting begins anew.
+4. A tried node may be tried again only when it has changed since: another link, or another state of its model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Search:
         self.demand = demand
         self.patience = patience
         self.tried: set[PeerId] = set()
+        self.numerics = ""
+        """Nodes that compute like this come first; empty: any."""
         self._errors: list[MeshError] = []
+        self._max_failures = max_failures
         self._failures_left = max_failures
 
     def failed(self, node: PeerId, error: MeshError) -> None:
@@ -39,6 +43,14 @@ class Search:
         self.tried.add(node)
         self._errors.append(error)
         self._failures_left -= is_failure(error)
+
+    def advanced(self, node: PeerId, error: MeshError, *, patience: float) -> None:
+        """The attempt at `node` gave some of the answer before it ended: what failed before says nothing about what is left."""
+        self.tried.clear()
+        self._errors.clear()
+        self._failures_left = self._max_failures
+        self.patience = patience
+        self.failed(node, error)
 
     @property
     def exhausted(self) -> bool:

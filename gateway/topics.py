@@ -151,7 +151,7 @@ def _request(notice: Notice) -> Json:
         "attempts": delivery.attempts,
         "outcome": notice.outcome,
         "duration_ms": round(notice.seconds * 1000, 3),
-        "completion_tokens": sum(delivery.tokens.values()),
+        "completion_tokens": delivery.tokens,
     }
 
 

@@ -15,7 +15,7 @@ from gateway.routing.lengths import OutputLengths
 from gateway.routing.plugins import policy_named
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.prefixes import SeenPrefixes
-from gateway.routing.snapshot import Snapshot, candidates_of, state_of
+from gateway.routing.snapshot import Snapshot, candidates_of, entry_of, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -54,15 +54,24 @@ class Router:
         views = [view for view in kept if view.peer_id not in without]
         return (self.policy(self._snapshot(model, demand, views)) if views else []), passed
 
-    def choose(self, model: str, *, demand: Demand, without: Collection[PeerId] = ()) -> PeerView | None:
-        """The node to try next; None when there is none beside `without`. A retry does not take another turn."""
+    def choose(self, model: str, *, demand: Demand, without: Collection[PeerId] = (), numerics: str = "") -> PeerView | None:
+        """The node to try next; None when there is none beside `without`. A retry does not take another turn.
+
+        `numerics`: one that computes alike is taken before all others.
+        """
         ranked = self.rank(model, demand=demand, without=without)
         if not ranked:
             return None
         self._turns[model] += not without
-        chosen = ranked[0].candidate.peer_id
+        chosen = (self._alike(ranked, model, numerics) or ranked[0]).candidate.peer_id
         self.prefixes.sent(chosen, demand.blocks)
         return self.registry.peers[chosen]
+
+    def _alike(self, ranked: list[Ranked], model: str, numerics: str) -> Ranked | None:
+        if not numerics:
+            return None
+        entries = ((item, entry_of(self.registry.peers[item.candidate.peer_id], model)) for item in ranked)
+        return next((item for item, entry in entries if entry is not None and entry.numerics == numerics), None)
 
     def _snapshot(self, model: str, demand: Demand, views: list[PeerView]) -> Snapshot:
         held = self.prefixes.held(demand.blocks)

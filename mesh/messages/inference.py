@@ -45,6 +45,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Milliseconds left when it was sent; no two machines compare wall clocks."""
     priority: int = 0
     """Higher is served earlier where requests wait for one engine."""
+    resume: bool = True
+    """False: an answer that is lost in the middle is an error, no other node goes on with it."""
     prior: list[list[int]] = []
     """Per choice the token ids that another node gave out already: the answer goes on behind them, as if never interrupted."""
 
@@ -107,6 +109,9 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     running: int = 0
     waiting: int = 0
     embeddings: list[list[float]] | None = None
+    resumes: int = 0
+    exact: bool = True
+    """How many nodes went on with the answer of another one, and whether they compute alike; filled in by dispatch."""
 
 
 class Fail(msgspec.Struct, frozen=True, tag="fail"):

@@ -107,6 +107,13 @@ class _Script:
         self.finish_reason: FinishReason = "stop" if natural <= wanted else "length"
         self._pieces = self._cut_at(request.stop) if any(request.stop) else None
 
+    def check_prior(self, prior: list[list[int]]) -> int:
+        """At which position to go on. Raises BadRequest when the answer does not begin like this."""
+        given = prior[0] if prior else []
+        if len(prior) > 1 or len(given) > self.length or any(self.word(at)[0] != token for at, token in enumerate(given)):
+            raise BadRequest("this answer of the mock does not begin with the tokens in prior", param="prior")
+        return len(given)
+
     def word(self, position: int) -> tuple[int, str]:
         """The token at a position and the text that it adds."""
         token, text = self._whole_word(position)
@@ -135,10 +142,10 @@ class _Script:
 class _Job:
     """One request under way. `due` is the trio time of its next word."""
 
-    def __init__(self, script: _Script, emit: Emit) -> None:
+    def __init__(self, script: _Script, emit: Emit, resumed: int) -> None:
         self.script = script
         self.emit = emit
-        self.position = 0
+        self.position = resumed
         self.submitted = self.started = self.first = trio.current_time()
         self.due = 0.0
         self.gone = False
@@ -217,7 +224,8 @@ class MockBackend(Backend):
             raise BadRequest(f"{self.entry.id} does not make embeddings", code="unsupported_task", param="model")
         if settings.busy or len(self._waiting) >= settings.max_waiting:
             raise Busy(f"{self.entry.id} is busy on this node; try again", retry_after=1)
-        job = _Job(_Script(request, settings), emit)
+        script = _Script(request, settings)
+        job = _Job(script, emit, script.check_prior(request.prior))
         self._fault += settings.fail_rate
         if self._fault >= 1:
             self._fault -= 1
@@ -271,7 +279,7 @@ class MockBackend(Backend):
 
     def _emit_word(self, job: _Job) -> None:
         token, text = job.script.word(job.position)
-        if job.position == 0:
+        if not job.first:
             job.first = trio.current_time()
         job.emit(Delta(job.position, [token], text))
         job.position += 1

@@ -153,7 +153,7 @@ class Oracle(Router):
 
     request: InferenceRequest
 
-    def choose(self, model: str, *, demand: Demand, without: Collection[PeerId] = ()) -> PeerView | None:
+    def choose(self, model: str, *, demand: Demand, without: Collection[PeerId] = (), numerics: str = "") -> PeerView | None:
         """The node that would finish the request first."""
         views = [view for view in self.registry.nodes(model) if view.peer_id not in without]
         return min(views, key=self._finish, default=None)

@@ -1,0 +1,133 @@
+"""One request's answer on its way to the client: what it has got, and where another node would have to go on.
+
+1. The client sees at most one `Accepted`: it is held back until the first `Delta` or `Done`, so that it names the node that won.
+2. The client sees each token once, in order: an event that leaves a gap, or says a token again, is not passed on.
+3. Another node may go on behind the tokens in `given`, or start over while the client has seen nothing. An answer that is taken
+   in one piece is held back until its `Done`, so that the client has seen nothing of it. One that grows over `MAX_HELD` events or
+   `MAX_HELD_CHARACTERS` is not held any longer.
+4. Going on is exact when all nodes of the answer compute alike: equal `numerics`.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mesh.errors import BackendFailed
+from mesh.messages.inference import Delta
+from mesh.service import room
+
+if TYPE_CHECKING:
+    from mesh.identity import PeerId
+    from mesh.messages.inference import Accepted, Done, Event, InferenceRequest
+    from mesh.service import Emit
+
+MAX_HELD = 16_384
+MAX_HELD_CHARACTERS = 1024 * 1024
+MAX_GIVEN = 262_144
+"""Tokens of one answer that are kept to go on behind them: 1 MiB. Longer answers are not resumed."""
+
+
+class Delivery:
+    """What the client has got so far."""
+
+    def __init__(self, emit: Emit, *, streamed: bool = True, resumable: bool = True) -> None:
+        """`resumable`: the client wants another node to go on rather than an error."""
+        self._emit = emit
+        self._streamed = streamed
+        self._resumable = resumable
+        self._held: list[Event] = []
+        self._characters = 0
+        self.deadline = math.inf
+        self.attempts = 0
+        self.resumes = 0
+        self.exact = True
+        self.node: PeerId | None = None
+        self.numerics = ""
+        """Of the nodes that answered so far; empty: not known."""
+        self.done: Done | None = None
+        self.given: dict[int, array[int]] = {}
+
+    @property
+    def tokens(self) -> int:
+        """Generated so far, over all choices."""
+        return sum(map(len, self.given.values()))
+
+    @property
+    def started(self) -> bool:
+        """True when the client has seen something, so that no other node may start over."""
+        return self.ended or (self._streamed and self.node is not None)
+
+    @property
+    def ended(self) -> bool:
+        """True when the answer is complete."""
+        return self.done is not None
+
+    @property
+    def can_go_on(self) -> bool:
+        """True when another node can continue behind what was given."""
+        return self._resumable and not self.ended and 0 < self.tokens <= MAX_GIVEN
+
+    def going_on(self, request: InferenceRequest) -> InferenceRequest:
+        """The request for the node that continues."""
+        last = max(self.given, default=-1)
+        return msgspec.structs.replace(request, prior=[list(self.given.get(choice, ())) for choice in range(last + 1)])
+
+    def start(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
+        """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten."""
+        self.node, self.numerics = node, numerics
+        self.given.clear()
+        self._held.clear()
+        self._characters = 0
+        self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts))
+
+    def resume(self, node: PeerId, numerics: str) -> None:
+        """`node` goes on behind what was given."""
+        self.exact = self.exact and bool(numerics) and numerics == self.numerics
+        self.node = node
+        self.resumes += 1
+
+    def take(self, delta: Delta) -> None:
+        """Pass new output on. Raises BackendFailed when it does not begin where the last one ended."""
+        if delta.token_ids:
+            self._keep(delta)
+        elif delta.text:
+            # Text without tokens cannot be told from text that another node would say again.
+            self._resumable = False
+        self.emit(delta)
+
+    def finish(self, done: Done) -> None:
+        """The answer is complete."""
+        self.done = msgspec.structs.replace(done, resumes=self.resumes, exact=self.exact) if self.resumes else done
+        self.emit(self.done)
+
+    def emit(self, event: Event) -> None:
+        """Pass on one event, or keep it until the answer is complete."""
+        if self._streamed:
+            self._emit(event)
+            return
+        self._held.append(event)
+        self._characters += len(event.text) if isinstance(event, Delta) else 0
+        if self.ended or len(self._held) > MAX_HELD or self._characters > MAX_HELD_CHARACTERS:
+            self._streamed = True
+            held, self._held = self._held, []
+            for one in held:
+                self._emit(one)
+
+    async def room(self) -> None:
+        """Wait until the client has read most of what was passed on."""
+        await room(self._emit)
+
+    def _keep(self, delta: Delta) -> None:
+        given = self.given.get(delta.choice)
+        if given is None:
+            given = self.given[delta.choice] = array("I")
+        if delta.offset != len(given):
+            raise BackendFailed(f"the node gave token {delta.offset} where {len(given)} was due", code="bad_tokens")
+        try:
+            given.extend(delta.token_ids)
+        except (OverflowError, TypeError) as error:
+            raise BackendFailed("the node gave a token id that is none", code="bad_tokens") from error
