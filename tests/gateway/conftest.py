@@ -28,7 +28,8 @@ Step = Callable[[InferenceRequest, Emit], Awaitable[None]]
 
 async def answer(request: InferenceRequest, emit: Emit) -> None:
     emit(Accepted(running=1))
-    for offset, word in enumerate(WORDS):
+    given = len(request.prior[0]) if request.prior else 0
+    for offset, word in list(enumerate(WORDS))[given:]:
         await trio.lowlevel.checkpoint()
         emit(Delta(offset, [offset + 100], word))
     emit(DONE)
@@ -56,6 +57,7 @@ class Node:
     requests: list[InferenceRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
+    numerics: str = ""
 
     @property
     def peer_id(self) -> str:
@@ -73,7 +75,9 @@ class Node:
             self.ended.set()
 
     def announce(self, state: str = "ready", *, running: int = 0, waiting: int = 0) -> None:
-        self.models = [ModelEntry(id=entry.id, aliases=entry.aliases, state=state) for entry in self.models]
+        self.models = [
+            ModelEntry(id=entry.id, aliases=entry.aliases, state=state, numerics=self.numerics) for entry in self.models
+        ]
         load = ModelLoad(state=state, running=running, waiting=waiting, slots=4, uptime=77 if state == "ready" else 0)
         self.peer.announce(self.models, {entry.id: load for entry in self.models})
 
@@ -134,6 +138,10 @@ class Mesh:
         if view is None or view.link is None:
             return False
         return all(view.link.load.get(entry.id, ModelLoad("failed")).state == state for entry in node.models)
+
+    def numerics(self, node: Node) -> str:
+        """As the gateway knows it."""
+        return self.gateway.registry.peers[node.peer_id].record.models[0].numerics
 
     async def until(self, condition: Callable[[], bool]) -> None:
         with trio.fail_after(20):

@@ -8,7 +8,7 @@ import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
-from gateway import attempt, websocket
+from gateway import delivery, websocket
 from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
@@ -300,7 +300,7 @@ async def test_an_inference_in_one_piece_with_an_id_of_ours(opened, mesh, words)
 
 async def test_an_answer_in_one_piece_has_a_bound(opened, mesh, monkeypatch):
     monkeypatch.setattr(websocket, "MAX_REPLY_CHARACTERS", 50)
-    monkeypatch.setattr(attempt, "MAX_HELD_CHARACTERS", 20)
+    monkeypatch.setattr(delivery, "MAX_HELD_CHARACTERS", 20)
     node = await mesh.node(endless)
     async with opened() as client:
         await client.infer("r1", stream=False)
@@ -339,14 +339,14 @@ async def test_resuming_is_refused_as_gone(opened):
 
 
 async def test_a_failed_inference_says_why_and_ends_once(opened, mesh, failing):
-    await mesh.node(failing(BadRequest("too long", code="context_length_exceeded")), failing(BackendFailed("boom"), after=1))
+    await mesh.node(failing(BadRequest("too long", code="context_length_exceeded")), failing(BadRequest("odd"), after=1))
     async with opened() as client:
         await client.infer("a")
         error = await client.next()
         assert (error["type"], error["request_id"], error["error"]["code"]) == ("inference_error", "a", "context_length_exceeded")
         await client.infer("b")
         assert [(await client.next())["type"] for _ in range(2)] == ["inference_started", "inference_chunk"]
-        assert (await client.next())["error"]["code"] == "stream_interrupted"
+        assert (await client.next())["error"]["message"] == "odd"
         await client.infer("c", model="nobody")
         assert (await client.next())["error"]["code"] == "model_not_found"
         await client.infer("d", task="rerank")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
-from gateway import attempt
-from gateway.attempt import Attempt, Delivery
+from gateway import delivery
+from gateway.attempt import Attempt
+from gateway.delivery import Delivery
 from gateway.observations import Observation
 from mesh.errors import BackendFailed, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
@@ -69,7 +70,7 @@ async def test_an_answer_in_one_piece_comes_with_its_end(trying, got):
 
 @pytest.mark.parametrize(("name", "bound", "text"), [("MAX_HELD", 6, ""), ("MAX_HELD_CHARACTERS", 50, "x" * 10)])
 async def test_what_is_held_back_has_a_bound_and_nothing_is_lost(trying, got, monkeypatch, name, bound, text):
-    monkeypatch.setattr(attempt, name, bound)
+    monkeypatch.setattr(delivery, name, bound)
     long = trying(streamed=False)
     for offset in range(5):
         long.emit(delta(offset, text))

@@ -1,10 +1,11 @@
+import msgspec
 import pytest
 import trio
 
 from gateway.dispatch import Dispatch, DispatchLimits
 from gateway.routing.router import Router
 from mesh.errors import BackendFailed, BadRequest, Busy, Conflict, MeshError, NotFound, TimedOut, Unavailable
-from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest
+from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
 
 
 def request(model: str = "m", **more) -> InferenceRequest:
@@ -127,17 +128,89 @@ async def test_what_is_wrong_with_the_request_is_not_retried(autojump_clock, mes
 @pytest.mark.parametrize(
     "error", [BackendFailed("boom"), Busy("odd"), Unavailable("gone", code="link_lost")], ids=lambda error: error.code
 )
-async def test_a_loss_after_the_first_token_ends_the_stream_once(autojump_clock, mesh, failing, error):
+async def test_after_a_loss_in_the_middle_another_node_goes_on(autojump_clock, mesh, failing, error, words):
     one, two = in_order(mesh, await mesh.node(), await mesh.node())
     one.script.append(failing(error, after=2))
     events: list = []
     dispatch = dispatch_of(mesh)
+    await dispatch.infer(request(), events.append)
+    assert [type(event) for event in events] == [Accepted, *[Delta] * len(words), Done]
+    assert [event.text for event in events if isinstance(event, Delta)] == words
+    assert (events[0].node, events[0].attempts) == (one.peer_id, 1)
+    assert two.requests[0].prior == [[100, 101]]
+    assert msgspec.structs.replace(two.requests[0], prior=[]) == one.requests[0]
+    assert (events[-1].resumes, events[-1].exact) == (1, False), "what computes alike is not known of these nodes"
+    assert (dispatch.totals.succeeded, dispatch.totals.resumed, dispatch.totals.failed) == (1, 1, 0)
+
+
+async def test_who_computes_alike_goes_on(autojump_clock, mesh, failing, words):
+    one, *others = in_order(mesh, *[await mesh.node() for _ in range(4)])
+    for node in (one, others[-1]):
+        node.numerics = "alike"
+        node.announce("ready")
+        await mesh.until(lambda node=node: mesh.numerics(node) == "alike")
+    one.script.append(failing(BackendFailed("boom"), after=2))
+    events: list = []
+    await dispatch_of(mesh).infer(request(), events.append)
+    assert [len(node.requests) for node in others] == [0, 0, 1]
+    assert (events[-1].resumes, events[-1].exact) == (1, True)
+    assert [event.text for event in events if isinstance(event, Delta)] == words
+
+
+async def test_who_wants_no_continuation_gets_an_error(autojump_clock, mesh, failing):
+    one, two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script.append(failing(BackendFailed("boom"), after=2))
+    events: list = []
     with pytest.raises(BackendFailed) as caught:
-        await dispatch.infer(request(), events.append)
+        await dispatch_of(mesh).infer(msgspec.structs.replace(request(), resume=False), events.append)
     assert caught.value.code == "stream_interrupted"
     assert [type(event) for event in events] == [Accepted, Delta, Delta]
     assert two.requests == []
-    assert dispatch.totals.failed == 1
+
+
+async def test_text_without_tokens_cannot_be_continued(autojump_clock, mesh):
+    async def words_alone(request, emit):
+        emit(Delta(0, [], "a"))
+        raise BackendFailed("boom")
+
+    one, two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script.append(words_alone)
+    with pytest.raises(BackendFailed) as caught:
+        await events_of(dispatch_of(mesh))
+    assert caught.value.code == "stream_interrupted"
+    assert two.requests == []
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [Delta(3, [1], "x"), Delta(0, [1], "x"), Delta(1, [-1], "x"), Delta(1, [2**40], "x")],
+    ids=["gap", "again", "negative", "huge"],
+)
+async def test_tokens_that_do_not_fit_are_not_passed_on(autojump_clock, mesh, garbage, words):
+    async def lie(request, emit):
+        emit(Delta(0, [100], "a"))
+        emit(garbage)
+        await trio.sleep_forever()
+
+    one, two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script.append(lie)
+    events = await events_of(dispatch_of(mesh))
+    assert [event.text for event in events if isinstance(event, Delta)] == words
+    assert two.requests[0].prior == [[100]]
+    await one.ended.wait()
+
+
+async def test_a_request_that_kills_every_worker_at_the_same_token_is_given_up(autojump_clock, mesh, failing):
+    nodes = [await mesh.node() for _ in range(6)]
+
+    def dies(request, emit):
+        return failing(BackendFailed("dead", code="worker_died"), after=2 if not request.prior else 0)(request, emit)
+
+    for node in nodes:
+        node.script += [dies] * 9
+    with pytest.raises(BackendFailed):
+        await events_of(dispatch_of(mesh))
+    assert sum(len(node.requests) for node in nodes) == 4
 
 
 async def test_an_answer_in_one_piece_survives_a_loss_in_its_middle(autojump_clock, mesh, failing):
@@ -146,30 +219,34 @@ async def test_an_answer_in_one_piece_survives_a_loss_in_its_middle(autojump_clo
     events: list = []
     await dispatch_of(mesh).infer(request(stream=False), events.append)
     assert isinstance(events[0], Accepted)
-    assert (events[0].node, events[0].attempts) == (two.peer_id, 2)
+    assert (events[0].node, events[0].attempts) == (one.peer_id, 1)
+    assert two.requests[0].prior == [[100, 101]]
     assert isinstance(events[-1], Done)
     offsets = [event.offset for event in events if isinstance(event, Delta)]
-    assert offsets == sorted(set(offsets)), "nothing of the first node's answer is left"
+    assert offsets == sorted(set(offsets)), "no token comes twice"
 
 
-async def test_a_stream_that_stalls_is_interrupted(autojump_clock, mesh):
+async def test_a_stream_that_stalls_goes_on_elsewhere(autojump_clock, mesh):
     async def stall(request, emit):
         for offset in range(100):
             emit(Delta(offset, [offset], "x"))
             await trio.sleep(20)
         await trio.sleep_forever()
 
-    node = await mesh.node(stall)
+    async def end(request, emit):
+        emit(Done("stop", Usage(1, len(request.prior[0])), Performance(1.0, 2.0, 0.0, 100.0, 1)))
+
+    one, two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script.append(stall)
+    two.script.append(end)
     events: list = []
     started = trio.current_time()
-    with pytest.raises(BackendFailed) as caught:
-        await dispatch_of(mesh, stall=60.0, total=100_000.0).infer(request(), events.append)
-    assert caught.value.code == "stream_interrupted"
+    await dispatch_of(mesh, stall=60.0, total=100_000.0).infer(request(), events.append)
     # Tokens that keep coming are no stall, however long the whole takes.
-    assert len(events) == 101
+    assert len(events) == 102
     assert trio.current_time() - started < 100 * 20 + 100
-    await node.ended.wait()
-    assert node.cancelled == ["r1"]
+    await one.ended.wait()
+    assert one.cancelled == ["r1"]
 
 
 async def test_a_node_that_stops_without_an_end_is_a_failure(autojump_clock, mesh, words):
