@@ -18,25 +18,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mesh.errors import BackendFailed, BadRequest, MeshError, TimedOut
-from mesh.messages.inference import Accepted, Delta, Done, Event, FinishReason
+from mesh.messages.inference import Accepted, Done, Event, FinishReason
 from mesh.messages.worker import EngineLoad, Step
 from mesh.service import fail_of
 from node.room import new_tokens
 from node.worker.chat import Prompts
-from node.worker.detokenizer import Detokenizer, TextStream, token_kinds
-from node.worker.sampling import Draw, sample
+from node.worker.output.choice import choose, computed_only
+from node.worker.output.outputs import Outputs
 from node.worker.scheduler import Scheduler, Share
 from node.worker.sequence import Sequence
 
 if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
+    from node.worker.output.choice import Pick
     from node.worker.runner import Runner
 
 _logger = logging.getLogger(__name__)
 
-MOST_STOPS = 16
-LONGEST_STOP = 1024
-"""Bounds on stop strings, in number and characters."""
 CLIENT_CLOSED = 499
 SMOOTHING = 0.2
 """Weight of the newest step in the rates."""
@@ -58,10 +56,8 @@ class Engine:
     ) -> None:
         limits = limits or Limits()
         self._runner = runner
-        self._tokenizer = tokenizer
-        self._token_kinds = token_kinds(tokenizer)
         self._prompts = Prompts(tokenizer, vocabulary)
-        self._end_tokens = end_tokens
+        self.outputs = Outputs(tokenizer, template=self._prompts.template, vocabulary=vocabulary, end_tokens=end_tokens)
         budget = limits.budget if runner.batching else runner.context_length
         self._scheduler = Scheduler(slots=runner.slots, budget=budget, queue_limit=limits.queue)
         self._sequences: dict[int, Sequence] = {}
@@ -124,29 +120,25 @@ class Engine:
 
     def warm_up(self) -> None:
         """Generate one token, and raise whatever goes wrong. Only between requests."""
-        stream = TextStream(Detokenizer(self._tokenizer), ())
-        sequence = Sequence(number=-1, tokens=[0], prompt_length=1, limit=1, draw=Draw(temperature=0), stream=stream)
+        sequence = Sequence(number=-1, tokens=[0], prompt_length=1, choice=computed_only())
         sequence.start(0)
         with torch.inference_mode():
             logits = self._runner.run([Share(sequence, 1)])
-            sample(logits, [sequence.draw])
+            choose(logits, [sequence.choice])
         if bool(logits.isnan().any()):
             raise RuntimeError("the model computes NaN")
         self._runner.reset()
 
     def _sequence(self, number: int, request: InferenceRequest) -> Sequence:
-        _check_sampling(request)
+        self.outputs.check(request)
         ids = self._prompts.ids(request)
         limit = new_tokens(request, prompt_tokens=len(ids), context_length=self._runner.context_length)
-        draw = Draw(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, seed=request.seed)
         left = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
         return Sequence(
             number=number,
             tokens=ids,
             prompt_length=len(ids),
-            limit=limit,
-            draw=draw,
-            stream=TextStream(Detokenizer(self._tokenizer, self._token_kinds), request.stop),
+            choice=self.outputs.choice(request, ids, limit=limit),
             deadline=time.monotonic() + left,
         )
 
@@ -162,7 +154,7 @@ class Engine:
             with torch.inference_mode():
                 logits = self._runner.run(plan)
                 broken = logits.isnan().any(-1).tolist()
-                tokens = sample(logits.nan_to_num(), [_at(each) for each in completing]) if completing else []
+                picks = choose(logits.nan_to_num(), [each.choice for each in completing]) if completing else []
         # Whatever broke in there, it must not end the process: others are being served.
         except Exception:
             _logger.exception("step %d with %d sequences broke", self._steps, len(plan))
@@ -172,34 +164,30 @@ class Engine:
             share.sequence.computed += share.count
             share.sequence.largest_batch = max(share.sequence.largest_batch, len(plan))
         self._measure(plan, time.monotonic() - begun)
-        for sequence, token, bad in zip(completing, tokens, broken, strict=True):
-            self._advance(sequence, token, broken=bad)
+        for sequence, pick, bad in zip(completing, picks, broken, strict=True):
+            self._advance(sequence, pick, broken=bad)
 
-    def _advance(self, sequence: Sequence, token: int, *, broken: bool) -> None:
+    def _advance(self, sequence: Sequence, pick: Pick | MeshError, *, broken: bool) -> None:
         """One more token for one sequence; what goes wrong here is its own."""
         if broken:
             self._runner.clear(sequence.slot)
             self._drop(sequence, BackendFailed("the model computed NaN for this request; another dtype may help"))
             return
+        if isinstance(pick, MeshError):
+            self._drop(sequence, pick)
+            return
         try:
-            self._give(sequence, token)
+            self._give(sequence, pick)
+        except MeshError as error:
+            self._drop(sequence, error)
         except Exception:
-            _logger.exception("token %d could not be given out", token)
+            _logger.exception("token %d could not be given out", pick.token)
             self._drop(sequence, BackendFailed("the output could not be decoded; see the worker's log"))
 
-    def _give(self, sequence: Sequence, token: int) -> None:
-        offset = sequence.generated
-        sequence.append(token)
-        reason: FinishReason | None = None
-        if token in self._end_tokens:
-            text, reason = sequence.stream.finish(), "stop"
-        else:
-            text = sequence.stream.push(token)
-            if not sequence.stream.stopped and sequence.generated >= sequence.limit:
-                text, reason = text + sequence.stream.finish(), "length"
-        if sequence.stream.stopped:
-            reason = "stop"
-        self._events.append((sequence.number, Delta(offset=offset, token_ids=[token], text=text)))
+    def _give(self, sequence: Sequence, pick: Pick) -> None:
+        sequence.append(pick.token)
+        delta, reason = sequence.choice.take(pick)
+        self._events.append((sequence.number, delta))
         if reason:
             self._finish(sequence, reason)
 
@@ -245,23 +233,5 @@ class Engine:
             self._decode_rate = _smoothed(self._decode_rate, 1 / seconds)
 
 
-def _at(sequence: Sequence) -> Draw:
-    draw = sequence.draw
-    return Draw(temperature=draw.temperature, top_k=draw.top_k, top_p=draw.top_p, seed=draw.seed, position=sequence.generated)
-
-
 def _smoothed(old: float, new: float) -> float:
     return new if old == 0 else old + SMOOTHING * (new - old)
-
-
-def _check_sampling(request: InferenceRequest) -> None:
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise BadRequest("max_tokens must be at least 1", param="max_tokens")
-    if not 0 <= request.temperature < math.inf:
-        raise BadRequest("temperature must be 0 or more", param="temperature")
-    if not 0 < request.top_p <= 1:
-        raise BadRequest("top_p must be above 0 and at most 1", param="top_p")
-    if request.top_k < 0:
-        raise BadRequest("top_k must be 0 (off) or more", param="top_k")
-    if len(request.stop) > MOST_STOPS or not all(0 < len(stop) <= LONGEST_STOP for stop in request.stop):
-        raise BadRequest(f"stop takes at most {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters", param="stop")

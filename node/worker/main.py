@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.errors import Misconfigured
-from mesh.messages.worker import Loading, Refusal, Submit
+from mesh.messages.worker import Loading, Refusal, Step, Submit
 from node.worker.protocol import NodeConnection
 
 if TYPE_CHECKING:
@@ -86,11 +86,16 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
 
 
 def _serve(engine: Engine, connection: NodeConnection) -> None:
+    from node.worker.output.fan_out import FanOut
+
+    fan_out = FanOut()
     while True:
         for message in connection.receive(wait=engine.idle):
             if isinstance(message, Submit):
-                engine.submit(message.number, message.request)
+                for number, request in fan_out.split(message.number, message.request):
+                    engine.submit(number, request)
             else:
-                engine.abort(message.number)
+                for number in fan_out.numbers(message.number):
+                    engine.abort(number)
         if step := engine.step():
-            connection.send(step)
+            connection.send(Step(load=step.load, events=fan_out.merge(step.events, engine.abort)))

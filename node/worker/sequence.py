@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING
 from mesh.messages.inference import Performance, Usage
 
 if TYPE_CHECKING:
-    from node.worker.detokenizer import TextStream
-    from node.worker.sampling import Draw
+    from node.worker.output.choice import Choice
 
 
 @dataclass(eq=False, kw_only=True)
 class Sequence:
     """`tokens` is the prompt and what was generated so far; the cache slot holds the first `computed` of them.
 
-    `limit` is the number of tokens that may be generated. Times are monotonic seconds.
+    Times are monotonic seconds.
     """
 
     number: int
     tokens: list[int]
     prompt_length: int
-    limit: int
-    draw: Draw
-    stream: TextStream
+    choice: Choice
     deadline: float = float("inf")
     computed: int = 0
     slot: int = -1

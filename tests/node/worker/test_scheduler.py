@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from mesh.errors import Busy
-from node.worker.sampling import Draw
 from node.worker.scheduler import Move, Scheduler, Share
 from node.worker.sequence import Sequence
 
 
 def sequence(prompt: int, number: int = 0) -> Sequence:
-    return Sequence(number=number, tokens=[1] * prompt, prompt_length=prompt, limit=100, draw=Draw(), stream=None)  # type: ignore[arg-type]
+    return Sequence(number=number, tokens=[1] * prompt, prompt_length=prompt, choice=None)  # type: ignore[arg-type]
 
 
 def scheduler(*prompts: int, slots: int = 4, budget: int = 16, queue_limit: int = 100) -> tuple[Scheduler, list[Sequence]]:
