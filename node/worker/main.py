@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mesh.errors import Misconfigured
 from mesh.messages.worker import Loading, Refusal, Step, Submit
+from node.fan_out import FanOut
 from node.worker.protocol import NodeConnection
 
 if TYPE_CHECKING:
@@ -86,8 +87,6 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
 
 
 def _serve(engine: Engine, connection: NodeConnection) -> None:
-    from node.worker.output.fan_out import FanOut
-
     fan_out = FanOut()
     while True:
         for message in connection.receive(wait=engine.idle):

@@ -62,11 +62,6 @@ class Draw:
         return not self.top_k and self.top_p >= 1 and self.min_p <= 0
 
 
-def choice_seed(seed: int, choice: int) -> int:
-    """The seed of one of several answers to a request; the first one's is the request's own."""
-    return seed if choice == 0 else _mix(_mix(seed & _WORD) ^ choice) >> 1
-
-
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """One token id for each row of `logits` [rows, vocabulary]."""
     noisy = [row for row, draw in enumerate(draws) if not draw.greedy]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from node.worker.sampling import BLOCK, SHORT_LIST, Draw, block_gumbel, choice_seed, gumbel, sample, survivors
+from node.worker.sampling import BLOCK, SHORT_LIST, Draw, block_gumbel, gumbel, sample, survivors
 
 VOCABULARY = 2000
 
@@ -162,13 +162,6 @@ def test_frequencies_follow_the_distribution(draw: Draw, vocabulary: int) -> Non
     assert seen[expected == 0].sum() == 0
     statistic, limit = chi_square(seen, expected)
     assert statistic < limit
-
-
-def test_answers_to_one_request_have_seeds_of_their_own() -> None:
-    assert choice_seed(17, 0) == 17
-    seeds = {choice_seed(seed, choice) for seed in (0, 1, -1, 2**63 - 1) for choice in range(50)}
-    assert len(seeds) == 200
-    assert all(-1 <= seed < 2**63 for seed in seeds)
 
 
 def test_seed_and_position_both_matter() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from mesh.messages.inference import Accepted, Delta, Done, Fail, InferenceRequest, Performance, Usage
-from node.worker.output.fan_out import FanOut
+from node.fan_out import FanOut, choice_seed
 
 REQUEST = InferenceRequest(request_id="r", model="m", n=3, seed=5)
 FAIL = Fail(kind="BackendFailed", message="broke", code="backend_failed", status=502)
@@ -63,3 +63,10 @@ def test_the_first_failure_ends_all() -> None:
     assert merged == [(4, Accepted()), (4, FAIL)]
     assert sorted(aborted) == sorted([first, second, third])
     assert fan_out.merge([(third, FAIL), (8, FAIL)], never) == [(8, FAIL)]
+
+
+def test_answers_to_one_request_have_seeds_of_their_own() -> None:
+    assert choice_seed(17, 0) == 17
+    seeds = {choice_seed(seed, choice) for seed in (0, 1, -1, 2**63 - 1) for choice in range(50)}
+    assert len(seeds) == 200
+    assert all(-1 <= seed < 2**63 for seed in seeds)

@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from mesh.messages.inference import Accepted, Delta, Done, Fail, Performance, Usage
-from node.worker.sampling import choice_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mesh.messages.inference import Event, InferenceRequest
 
@@ -29,6 +29,14 @@ class _Group:
     inner: list[int]
     accepted: bool = False
     done: dict[int, Done] = field(default_factory=dict)
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of several answers to a request; the first one's is the request's own."""
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 class FanOut:
@@ -58,10 +66,10 @@ class FanOut:
         group = self._groups.get(number)
         return list(group.inner) if group else [number]
 
-    def merge(self, events: list[tuple[int, Event]], abort: Callable[[int], None]) -> list[tuple[int, Event]]:
+    def merge(self, events: Iterable[tuple[int, Event]], abort: Callable[[int], None]) -> list[tuple[int, Event]]:
         """The engine's events as those of the requests. `abort` ends an answer whose sibling failed."""
         if not self._last:
-            return events
+            return list(events)
         merged: list[tuple[int, Event]] = []
         for number, event in events:
             if number >= 0:
