@@ -7,7 +7,7 @@ TEST_SECONDS ?= 1500
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench machine freeze clean
+.PHONY: help run test lint fmt bench soak machine freeze clean
 
 help: ## say what each target does
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -33,6 +33,9 @@ fmt: $(VENV)/.ready ## format and mend what can be mended
 
 bench: $(VENV)/.ready ## measure: writes JSON beside docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
+
+soak: $(VENV)/.ready ## measure for an hour on many machines in one (as root): PART=joins, deaths, wan or churn for one of them
+	@$(BIN)/python -m tests.soak $(PART)
 
 machine: ## check what this machine lacks and name the command that installs it
 	@PYTHON="$(PYTHON)" sh .ci/machine

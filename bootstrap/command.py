@@ -25,7 +25,7 @@ from bootstrap.tables import show
 from bootstrap.up import UpSettings, up
 from mesh.errors import MeshError, Misconfigured
 from mesh.installation import check_installation
-from mesh.invite import EXPIRES, dial_addresses
+from mesh.invite import EXPIRES
 from mesh.logs import parse_levels
 from mesh.version import __version__
 
@@ -133,7 +133,12 @@ def _add_route(verbs: _Verbs) -> None:
 
 def _add_doctor(verbs: _Verbs) -> None:
     verb = _add(verbs, "doctor", "check what usually goes wrong, and say what to do")
-    verb.add_argument("--bootstrap", action="append", metavar="ADDR", help="try to reach this peer; may be repeated")
+    verb.add_argument(
+        "--bootstrap",
+        action="append",
+        metavar="ADDR|INVITE",
+        help="try to reach this peer, or to get in with this invite; may be repeated",
+    )
     verb.add_argument("--mesh", metavar="NAME", help="look into this mesh: who is there, or why nobody is found")
     verb.add_argument("--model", action="append", default=[], type=_pair, metavar="ID=PATH", help="look at this model directory")
     verb.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:N (default: auto)")
@@ -238,15 +243,10 @@ def _rotate(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from_environment = [item.strip() for item in os.environ.get("INFERMESH_BOOTSTRAP", "").split(",") if item.strip()]
-    try:
-        # The addresses of an invite can be tried like any other; its proof is for the peer that joins.
-        bootstrap = [one for text in arguments.bootstrap or from_environment for one in dial_addresses(text)]
-    except ValueError as error:
-        raise Misconfigured(f"--bootstrap: {error}") from None
     settings = DoctorSettings(
         gateway=gateway_url(_chosen_gateway(arguments)),
         gateway_named=_chosen_gateway(arguments) != DEFAULT_GATEWAY,
-        bootstrap=bootstrap,
+        bootstrap=arguments.bootstrap or from_environment,
         mesh=arguments.mesh,
         models=dict(arguments.model),
         device=arguments.device,

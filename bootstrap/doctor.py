@@ -12,6 +12,7 @@ import platform
 import secrets
 import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -20,16 +21,18 @@ import msgspec
 import trio
 
 from bootstrap.remote import Gateway
-from mesh.config.addresses import check_dial_address
+from mesh.addresses import peer_of
+from mesh.config.addresses import check_bootstrap
 from mesh.discovery.mdns import Mdns
-from mesh.errors import MeshError
+from mesh.errors import Denied, MeshError, Misconfigured
 from mesh.identity import Identity
 from mesh.installation import check_installation
+from mesh.invite import is_invite, read, unseal
 from node.hardware import discover
 from node.model_directory import check_model_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from mesh.messages.record import Role
@@ -60,9 +63,10 @@ class DoctorSettings:
 
     gateway: str
     gateway_named: bool = False
-    bootstrap: Sequence[str] = ()
+    bootstrap: Sequence[str] = field(default=(), repr=False)
+    """Addresses and invites. Invites are secrets: no finding repeats one."""
     mesh: str | None = None
-    """The mesh to look into; None: only when a bootstrap address is given, and then the default one."""
+    """The mesh to look into. None: the invite's, else the default one, and only when one of `bootstrap` can be used."""
     models: Mapping[str, Path] = field(default_factory=dict)
     device: str = "auto"
     ports: Mapping[int, Role] = field(default_factory=lambda: dict(_PORTS))
@@ -77,8 +81,9 @@ async def examine(settings: DoctorSettings) -> list[Finding]:
         partial(_device, settings.device),
         *(partial(_port, port, role) for port, role in settings.ports.items()),
         _mdns,
-        *(partial(_bootstrap, address) for address in settings.bootstrap),
-        *([partial(_mesh, settings)] if settings.bootstrap or settings.mesh is not None else []),
+        *(partial(_invite, number, text) for number, text in enumerate(filter(is_invite, settings.bootstrap), 1)),
+        *(partial(_bootstrap, address) for address in _addresses(settings.bootstrap)),
+        *([partial(_mesh, settings)] if _usable(settings) or settings.mesh is not None else []),
         *(partial(_model, name, path) for name, path in settings.models.items()),
         partial(_gateway, settings.gateway, settings.gateway_named),
     ]
@@ -167,11 +172,63 @@ def _announced(mesh: str) -> Mdns:
     return Mdns(peer_id=peer_id, mesh=mesh, role="node", addresses=[f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id}"])
 
 
+async def _invite(number: int, token: str) -> Finding:
+    """What an invite says of itself. Whether it is good only a member can tell: the look into the mesh asks one."""
+    name = f"invite {number}"
+    try:
+        check_bootstrap(token)
+    except ValueError as error:
+        return Finding(name, "fail", *_halves(error))
+    invite = read(unseal(token))
+    left = invite.expires - time.time()
+    said = f"for the mesh {invite.mesh[:64]!r} by way of {', '.join(sorted({peer_of(one) for one in invite.addresses}))}"
+    if left <= 0:
+        advice = (
+            "ask a member for a fresh one: `mesh invite`; the member's clock counts, so look at this one if it should be good"
+        )
+        return Finding(name, "fail", f"{said}; by this machine's clock it expired {_span(-left)} ago", advice)
+    return Finding(name, "ok", f"{said}, good for {_span(left)} more by this machine's clock")
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _addresses(bootstrap: Iterable[str]) -> list[str]:
+    """What is dialled, each once: addresses, those of readable invites, and what is neither, so that it is said."""
+    found: dict[str, None] = {}
+    for text in bootstrap:
+        found.update(dict.fromkeys(_addresses_of(text)))
+    return list(found)
+
+
+def _addresses_of(text: str) -> list[str]:
+    if not is_invite(text):
+        return [text]
+    return read(unseal(text)).addresses if _is_good(text) else []
+
+
+def _is_good(text: str) -> bool:
+    try:
+        check_bootstrap(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _usable(settings: DoctorSettings) -> list[str]:
+    return [text for text in settings.bootstrap if _is_good(text)]
+
+
 async def _bootstrap(address: str) -> Finding:
-    name = f"bootstrap {address[-12:]}"
+    # What is no address may be a piece of an invite.
+    name = f"bootstrap {address[-12:] if address.startswith('/') or len(address) < 40 else f'of {len(address)} characters'}"
     advice = "is it running, is the address right, does a firewall stand between?"
     try:
-        check_dial_address(address)
+        check_bootstrap(address)
     except ValueError as error:
         return Finding(name, "fail", str(error), "copy the address from the peer's ready line")
     try:
@@ -208,11 +265,14 @@ async def _mesh(settings: DoctorSettings) -> Finding:
     # Late, for the same reason as above.
     from mesh.client import MeshClient, Patience
 
-    mesh = "default" if settings.mesh is None else settings.mesh
+    bootstrap = _usable(settings)
+    mesh = settings.mesh or next((read(unseal(text)).mesh for text in bootstrap if is_invite(text)), "default")
     try:
-        async with MeshClient(bootstrap=settings.bootstrap, mesh=mesh, patience=Patience(find=JOIN_LIMIT)) as client:
+        async with MeshClient(bootstrap=bootstrap, mesh=mesh, patience=Patience(find=JOIN_LIMIT)) as client:
             models = await client.models()
             nodes = client.nodes()
+    except (Denied, Misconfigured) as error:
+        return Finding(f"mesh {mesh}", "fail", *_halves(error))
     except MeshError as error:
         return Finding(f"mesh {mesh}", "fail", error.message, "each sentence says what to do")
     found = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} found, serving {', '.join(model.id for model in models)}"
@@ -235,9 +295,9 @@ async def _gateway(url: str, named: bool) -> Finding:
     return Finding("gateway", "ok", f"{url} is {health.get('status', 'there')}, version {health.get('version', '?')}")
 
 
-def _halves(error: MeshError) -> tuple[str, str]:
+def _halves(error: MeshError | ValueError) -> tuple[str, str]:
     """What happened and what to do: our messages say both, with a semicolon between."""
-    what, _, advice = error.message.partition("; ")
+    what, _, advice = str(error).partition("; ")
     return what, advice
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
-
-import trio
 
 from gateway import report
 from gateway.admission import Admission
@@ -14,6 +11,7 @@ from gateway.registry_view.foreign import ForeignServices
 from gateway.registry_view.routes import RegistryRoutes
 from gateway.registry_view.via import GuardedRouter
 from gateway.registry_view.view import View
+from gateway.routing.demand import asked_demand
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.router import Router as NodeRouter
 from gateway.topics import Topics
@@ -23,16 +21,10 @@ from mesh.http import Request, Response, Router, WebSocket, WebSocketResponse
 from mesh.openai.routes import OpenAIRoutes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mesh.registry import Registry
 
 MAX_CLIENT_ID = 128
 MAX_REQUESTS = 1024
-LONELY_SECONDS = 10.0
-"""So long nobody wonders; then the log says what to do about it."""
-
-logger = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -58,22 +50,9 @@ class Gateway:
         """The nine endpoints of the older registry alone, for a port of their own."""
         self._mount()
 
-    async def run(self, addresses: Sequence[str] = ()) -> None:
-        """What goes on beside the requests. `addresses`: where nodes reach this gateway. Runs until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.topics.run)
-            nursery.start_soon(self._explain_loneliness, addresses)
-
-    async def _explain_loneliness(self, addresses: Sequence[str]) -> None:
-        await trio.sleep(LONELY_SECONDS)
-        linked = sum(view.live for view in self.registry.peers.values())
-        # Without any link the peer itself says what it tried.
-        if linked and not self.registry.nodes():
-            logger.warning(
-                "linked to %d other peers, but none of them runs a model; start one: mesh-node --bootstrap %s",
-                linked,
-                next(iter(addresses), "ADDRESS"),
-            )
+    async def run(self) -> None:
+        """What goes on beside the requests. Runs until cancelled."""
+        await self.topics.run()
 
     def _mount(self) -> None:
         OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)
@@ -97,10 +76,11 @@ class Gateway:
         model = request.query.get("model")
         if not model:
             raise BadRequest("name the model: GET /v1/route?model=ID", code="missing_model", param="model")
-        return Response.json(report.route(self.dispatch, model))
+        return Response.json(report.route(self.dispatch, model, asked_demand(request.query)))
 
     async def _peers(self, _request: Request) -> Response:
-        return Response.json({"peers": report.peers(self.dispatch), "timestamp": report.timestamp()})
+        known = len(self.registry.peers)
+        return Response.json({"peers": report.peers(self.dispatch), "known": known, "timestamp": report.timestamp()})
 
     async def _websocket(self, request: Request) -> WebSocketResponse:
         client_id = request.params["client_id"]

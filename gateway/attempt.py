@@ -5,7 +5,8 @@
    taken in one piece is held back until its `Done`: until then the next attempt may start over. One that grows over `MAX_HELD`
    events or `MAX_HELD_CHARACTERS` is not held any longer.
 3. `Delivery.tokens` counts what the client has of each choice: where another node would have to go on.
-4. An attempt has one time limit at a time: until the first token, counted anew from `Accepted`; then between two tokens.
+4. An attempt has one time limit at a time: until the first token, counted anew from `Accepted`; then between two tokens. While
+   the client does not keep up there is none: its node is made to wait.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import trio
 
 from mesh.errors import BackendFailed, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done
+from mesh.service import room
 
 if TYPE_CHECKING:
     from gateway.observations import Observation
@@ -75,6 +77,10 @@ class Delivery:
             for one in held:
                 self._emit(one)
 
+    async def room(self) -> None:
+        """Wait until the client has read most of what was passed on."""
+        await room(self._emit)
+
 
 class Attempt:
     """One node working on the request. `emit` is what its link calls; `scope` holds its time limit."""
@@ -99,6 +105,12 @@ class Attempt:
             self._on_accepted(event)
         elif isinstance(event, Done):
             self._on_done(event)
+
+    async def room(self) -> None:
+        """Wait for the client; meanwhile the node is not late."""
+        self.scope.deadline = math.inf
+        await self._delivery.room()
+        self.scope.deadline = trio.current_time() + self._stall
 
     def check(self) -> None:
         """Called when the link has returned: raises TimedOut or BackendFailed when the answer is not complete."""

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from gateway.routing.policies import DEFAULT_POLICY, POLICIES
+from gateway.routing.plugins import policy_named, strategies
+from gateway.routing.policies import DEFAULT_POLICY
 from mesh.best_links import LINKS_PER_MODEL
 from mesh.config import CommonConfig, Option
 from mesh.errors import Misconfigured
@@ -16,8 +17,10 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 def _check_strategy(name: str) -> None:
-    if name not in POLICIES:
-        raise ValueError(f"unknown strategy {name!r}; choose one of {', '.join(sorted(POLICIES))}")
+    try:
+        policy_named(name)
+    except Misconfigured as error:
+        raise ValueError(error.message) from error
 
 
 class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
@@ -40,7 +43,7 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
     strategy: Annotated[
         str,
         Option(
-            help=f"How nodes are chosen: {', '.join(sorted(POLICIES))}.",
+            help=f"How nodes are chosen: {', '.join(strategies())}.",
             environment=("LOAD_BALANCING_STRATEGY",),
             metavar="NAME",
             check=_check_strategy,

@@ -20,9 +20,10 @@ import trio
 
 from gateway.attempt import Attempt, Delivery
 from gateway.models import KnownModels
-from gateway.routing.snapshot import demand_of
+from gateway.routing.demand import demand_of
 from gateway.search import Search, interrupted, is_failure, may_retry
 from mesh.errors import MeshError, TimedOut, Unavailable
+from mesh.service import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +104,8 @@ class Dispatch:
             raise
         finally:
             outcome = "succeeded" if delivery.ended else outcome
+            if delivery.done is not None:
+                self.router.lengths.saw(request.model, delivery.done.usage.completion_tokens)
             seconds = trio.current_time() - started
             self._count(outcome, delivery, seconds)
             self._tell(Notice(event="finished", request=request, delivery=delivery, outcome=outcome, seconds=seconds))
@@ -188,7 +191,7 @@ class Dispatch:
         seen.begin(trio.current_time())
         try:
             with attempt.scope:
-                await node.link.infer(request, attempt.emit)
+                await node.link.infer(request, paced(attempt.emit, attempt.room))
             attempt.check()
         except MeshError as error:
             if delivery.ended:

@@ -13,6 +13,7 @@ from gateway.dispatch import DispatchLimits
 from gateway.registry_view.announce import keep_announcing
 from gateway.registry_view.foreign import ForeignServices
 from gateway.registry_view.store import ServiceStore
+from gateway.way_in import WayIn
 from mesh.errors import Misconfigured
 from mesh.http import serve as serve_http
 from mesh.loopback import Loopback
@@ -40,6 +41,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         limits=_limits(config),
         max_requests=config.max_requests,
     )
+    WayIn(peer).mount(gateway.router)
     async with trio.open_nursery() as mesh:
         await mesh.start(foreign.run)
         with trio.CancelScope() as drain:
@@ -64,7 +66,7 @@ async def _serve_clients(
             await _serve_registry(config, lambda: clients.start(listen, gateway.registry_router, config.registry_port))
         peer.settings.ports["service"] = port
         await mesh.start(peer.run)
-        mesh.start_soon(gateway.run, peer.addresses)
+        mesh.start_soon(gateway.run)
         mesh.start_soon(keep_announcing, gateway.foreign, Loopback(peer, gateway.foreign))
         program.ready(addresses=peer.addresses, http=_url(config.host, port))
         await program.stopping.wait()

@@ -30,8 +30,9 @@ class KnownModels:
         self._limit = limit
         self._seen: dict[str, tuple[str, float]] = {}
         registry.subscribe(self._listen)
-        for entry in self._announced():
-            self._remember(entry)
+        for view in registry.peers.values():
+            for entry in view.record.models:
+                self._remember(entry)
 
     def resolve(self, name: str) -> str:
         """The id of the model that `name` means. Raises NotFound when nobody knows it, Conflict when it means two."""
@@ -44,18 +45,13 @@ class KnownModels:
         return targets.pop() if targets else self._remembered(name)
 
     def _targets(self, name: str) -> set[str]:
-        entries = self._announced()
-        if any(entry.id == name for entry in entries):
-            return {name}
-        return {entry.id for entry in entries if name in entry.aliases}
-
-    def _announced(self) -> list[ModelEntry]:
-        return [entry for view in self._registry.peers.values() for entry in view.record.models]
+        announced = self._registry.announced
+        return {name} if name in announced.ids else announced.meant_by(name)
 
     def _remembered(self, name: str) -> str:
         model, seen_at = self._seen.get(name, (name, -REMEMBER_SECONDS))
         if name not in self._seen or trio.current_time() - seen_at > REMEMBER_SECONDS:
-            raise model_not_found(name, {entry.id for entry in self._announced()})
+            raise model_not_found(name, set(self._registry.announced.ids))
         return model
 
     def _listen(self, event: RegistryEvent) -> None:

@@ -2,7 +2,8 @@
 
 1. Averages are exponential, start at the first value, and are `None` before it.
 2. `in_flight` goes up in `begin` and down in `end`, once each; a request tried on two nodes counts once on each.
-3. A busy answer is not a failure: only failures make a node suspect, for a time that doubles up to `SUSPECT_MAX`.
+3. A busy answer is not a failure: only failures make a node suspect, for a time that doubles up to `SUSPECT_MAX`. After it one
+   request at a time tries the node, until one succeeds.
 4. At most `MAX_PAIRS` pairs are remembered; the ones not tried for longest go first, never one with a request in flight.
 """
 
@@ -43,17 +44,26 @@ class Observation:
     _reported: int = 0
     _in_flight_then: int = 0
 
+    @property
+    def latency(self) -> float | None:
+        """The mean, in seconds, of the requests that succeeded."""
+        return self.total_latency / self.succeeded if self.succeeded else None
+
+    def suspect(self, now: float) -> bool:
+        """It failed a moment ago, or one request is finding out whether it still does."""
+        return now < self.suspect_until or (self.failures_in_row > 0 and self.in_flight > 0)
+
     def busy(self, load: ModelLoad) -> int:
         """Requests running or waiting there: the newest report, plus what we sent and minus what ended since."""
         if load is not self._report:
             self._report = load
-            self._take_report(load.running + load.waiting)
+            self._take_report(max(0, load.running) + max(0, load.waiting))
         return max(0, self._reported + self.in_flight - self._in_flight_then, self.in_flight)
 
     def reported(self, running: int, waiting: int, *, ended: bool) -> None:
         """Counters that came with an event, newer than the last heartbeat. `ended`: our request is not among them."""
-        if running or waiting:
-            self._take_report(running + waiting)
+        if running > 0 or waiting > 0:
+            self._take_report(max(0, running) + max(0, waiting))
             self._in_flight_then -= ended
 
     def _take_report(self, busy: int) -> None:

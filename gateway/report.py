@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from gateway.routing.snapshot import ROUTABLE, state_of
+from gateway.routing.demand import Demand
+from gateway.routing.filters import sieve
+from gateway.routing.snapshot import ROUTABLE, entry_of, state_of
 from mesh.loopback import Loopback
 from mesh.messages.link import ModelLoad
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
     from gateway.dispatch import Dispatch, Totals
     from gateway.observations import Observation
-    from gateway.routing.policies import Ranked
+    from gateway.routing.filters import PassedOver
+    from gateway.routing.prediction import Ranked
     from mesh.messages.record import ModelEntry
     from mesh.registry import PeerView
 
@@ -32,14 +35,19 @@ TASK_NAMES = {"chat": "text-generation", "completion": "text-generation", "embed
 """Our tasks by the names that clients of the WebSocket and of the status report use."""
 
 
+MAX_SHOWN = 1_000
+"""Peers that an answer lists: a mesh may have many times as many, and nobody reads them."""
+
+
 def timestamp() -> str:
     """Now, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def node_views(dispatch: Dispatch) -> list[PeerView]:
-    """Everybody whom the registry knows to serve models, linked or not, by name: nodes, and gateways with foreign services."""
-    views = [view for view in dispatch.router.registry.peers.values() if view.serves]
+    """Who serves models, by name: nodes, and gateways with foreign services. At most `MAX_SHOWN`, the linked before others."""
+    registry = dispatch.router.registry
+    views = registry.newest((view for view in registry.peers.values() if view.serves), MAX_SHOWN)
     return sorted(views, key=lambda view: (view.record.name, view.record.peer_id))
 
 
@@ -58,7 +66,7 @@ def level_of(view: PeerView, dispatch: Dispatch) -> Level:
 
 def servable(dispatch: Dispatch) -> bool:
     """True when some model can be served now."""
-    return any(level_of(view, dispatch) in ("healthy", "degraded") for view in node_views(dispatch))
+    return any(level_of(view, dispatch) in ("healthy", "degraded") for view in dispatch.router.registry.nodes())
 
 
 def health(version: str, *, healthy: int, total: int) -> Json:
@@ -145,8 +153,9 @@ def _load(view: PeerView, entry: ModelEntry) -> ModelLoad:
 
 
 def peers(dispatch: Dispatch) -> list[Json]:
-    """The body of `GET /v1/mesh/peers`: everybody the registry knows, by role and name."""
-    views = dispatch.router.registry.peers.values()
+    """The peers in `GET /v1/mesh/peers`, by role and name: at most `MAX_SHOWN`, the linked ones and those heard of last."""
+    registry = dispatch.router.registry
+    views = registry.newest(registry.peers.values(), MAX_SHOWN)
     return [peer(view) for view in sorted(views, key=lambda view: (view.record.role, view.record.name, view.record.peer_id))]
 
 
@@ -209,17 +218,17 @@ def sample(totals: Totals) -> Json:
     }
 
 
-def route(dispatch: Dispatch, name: str) -> Json:
+def route(dispatch: Dispatch, name: str, demand: Demand | None = None) -> Json:
     """The body of `GET /v1/route`: where a request for the model would go now, and why. Raises NotFound, Conflict."""
-    model = dispatch.models.resolve(name)
-    ranked = dispatch.router.rank(model)
-    chosen = {item.candidate.peer_id for item in ranked}
-    others = [view for view in node_views(dispatch) if any(entry.id == model for entry in view.record.models)]
+    model, demand = dispatch.models.resolve(name), demand or Demand()
+    ranked, passed = dispatch.router.explain(model, demand=demand)
+    considered = {item.candidate.peer_id for item in ranked} | {one.view.peer_id for one in passed}
+    others = [view for view in node_views(dispatch) if view.peer_id not in considered]
     return {
         "model": model,
         "strategy": dispatch.router.strategy,
         "candidates": [_ranked(place, item) for place, item in enumerate(ranked, start=1)],
-        "not_considered": [_passed_over(view, model) for view in others if view.record.peer_id not in chosen],
+        "not_considered": [_passed_over(one, model) for one in [*passed, *sieve(others, model, demand)[1]]],
         "timestamp": timestamp(),
     }
 
@@ -233,6 +242,7 @@ def _ranked(place: int, item: Ranked) -> Json:
         "state": candidate.state,
         "score": item.score,
         "parts": item.parts,
+        "cached_tokens": candidate.cached,
         "busy": candidate.busy,
         "in_flight": candidate.in_flight,
         "slots": candidate.slots,
@@ -245,15 +255,11 @@ def _ranked(place: int, item: Ranked) -> Json:
     }
 
 
-def _passed_over(view: PeerView, model: str) -> Json:
-    state = next(state_of(view, entry) for entry in view.record.models if entry.id == model)
-    if view.link is None:
-        reason = "there is no link to it"
-    elif view.link.leaving:
-        reason = "it is leaving the mesh"
-    else:
-        reason = f"its model is {state}"
-    return {"peer_id": view.record.peer_id, "name": view.record.name, "state": state, "reason": reason}
+def _passed_over(one: PassedOver, model: str) -> Json:
+    entry = entry_of(one.view, model)
+    assert entry is not None
+    state = state_of(one.view, entry)
+    return {"peer_id": one.view.record.peer_id, "name": one.view.record.name, "state": state, "reason": one.reason}
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mesh.errors import BackendFailed, Busy, MeshError, Unavailable
 
 if TYPE_CHECKING:
-    from gateway.routing.snapshot import Demand
+    from gateway.routing.demand import Demand
     from mesh.identity import PeerId
 
 RETRY_AFTER = 2.0

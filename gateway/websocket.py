@@ -35,6 +35,7 @@ from gateway.socket_messages import (
 from mesh.errors import BackendFailed, Busy, Conflict, MeshError, NotFound
 from mesh.http import error_body
 from mesh.messages.inference import Accepted, Delta, Done
+from mesh.service import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,7 +159,7 @@ class Session:
     async def _answer(self, answer: _Answer, message: Inference) -> None:
         try:
             with answer.scope:
-                await self._service.infer(request_of(message, tenant=ANONYMOUS), answer.emit)
+                await self._service.infer(request_of(message, tenant=ANONYMOUS), paced(answer.emit, self._socket.room))
             if answer.scope.cancel_called:
                 answer.fail(BackendFailed("the answer grew too long for one message; ask for a stream", code="reply_too_large"))
         except MeshError as error:

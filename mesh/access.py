@@ -56,14 +56,15 @@ class Access:
         return Denied(f"our own lists forbid {peer_id}: {lists}; change the list or the address", code="peer_denied", status=403)
 
 
-def open_access(config: CommonConfig, state_dir: Path) -> Access:
-    """What a program's configuration and state folder say. Raises Misconfigured."""
+def open_access(config: CommonConfig, state_dir: Path | None) -> Access:
+    """What a program's configuration and state folder say; without a folder the key is in memory alone. Raises Misconfigured."""
     sealed = [_unseal(text) for text in config.bootstrap if is_invite(text)]
     invites = [read(one) for one in sealed]
-    keyring = Keyring.read(state_dir / FILE)
+    path = state_dir / FILE if state_dir else None
+    keyring = Keyring.read(path) if path else None
     mesh = _one_mesh(config.mesh, keyring, invites)
     if keyring is None and (invites or config.private):
-        keyring = Keyring(state_dir / FILE, mesh)
+        keyring = Keyring(path, mesh)
         if not invites:
             keyring.rotate()
     addresses = [text for text in config.bootstrap if not is_invite(text)]

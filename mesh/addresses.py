@@ -43,6 +43,12 @@ def is_near(address: str) -> bool:
     return ip is None or ip.is_loopback or ip.is_link_local or ip.is_private
 
 
+def is_loopback_address(address: str) -> bool:
+    """True when `address` (a multiaddr or `host:port`) is reached from its own machine alone."""
+    ip = _ip_of(address)
+    return ip is not None and ip.is_loopback
+
+
 def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     if address.startswith("/"):
         parts = address.split("/")

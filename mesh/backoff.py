@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 FIRST = 0.5
@@ -16,9 +17,9 @@ class Backoff:
         self._longest = longest
         self._next = first
 
-    def next(self) -> float:
+    def next(self, *, at_most: float = math.inf) -> float:
         """The next wait: between a half and the whole of a bound that doubles, so that a herd spreads out."""
-        bound, self._next = self._next, min(self._longest, self._next * 2)
+        bound, self._next = min(self._next, at_most), min(self._longest, self._next * 2)
         return bound * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
 
     def give_up_for_long(self) -> None:

@@ -6,11 +6,15 @@
 3. Every second turn one more node is tried for each full model; at the turn after it the slowest over the limit goes. A link that
    carries requests, that the other side dialled, or that leads to a bootstrap peer is never dropped.
 4. Askers differ: nodes that nothing else tells apart stand in another order for each of them.
+5. Of a model with `limit` live links or dials under way no other node is looked at; and choosing takes at most a small `SHARE` of
+   the time: thousands of records come and change all the while.
 """
 
 from __future__ import annotations
 
 import math
+import random
+import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -33,6 +37,10 @@ TURN = 15.0
 """Seconds."""
 WINDOW = 0.02
 """Seconds that a change waits for others: records come in bunches."""
+SHARE = 0.05
+"""Of one core, at most, that choosing may take."""
+DRAWN = 256
+"""Unlinked nodes of one full model that are looked at for an extra one, drawn at random where there are more."""
 _NO_MODEL = ""
 """Stands for the model of a node that serves none yet."""
 
@@ -60,8 +68,17 @@ class Choice:
     surplus: list[PeerId]
 
 
+def full(active: Iterable[Known], limit: int) -> set[str]:
+    """The models that those linked and being dialled make full, by rule 1. Pure."""
+    held: Counter[str] = Counter()
+    for node in sorted((node for node in active if node.linked or (node.dialling and not node.failing)), key=_rank):
+        if any(held[model] < limit for model in node.models):
+            held.update(node.models)
+    return {model for model, count in held.items() if count >= limit}
+
+
 def choose(nodes: Iterable[Known], limit: int) -> Choice:
-    """Rules 1 and 2. Pure."""
+    """Rules 1 and 2. Pure. Nodes that are neither linked nor being dialled may be left out when all their models are `full`."""
     held: Counter[str] = Counter()
     choice = Choice([], [])
     for node in sorted(nodes, key=_rank):
@@ -122,23 +139,26 @@ class BestLinks:
     async def run(self) -> None:
         """Keep the links well chosen until cancelled."""
         turn = trio.current_time() + TURN
+        pause = WINDOW
         while True:
             with trio.move_on_at(turn):
                 await self._work.wait()
-                await trio.sleep(WINDOW)
+                await trio.sleep(pause)
             self._work = trio.Event()
+            began = time.thread_time()
             if trio.current_time() >= turn:
                 turn = trio.current_time() + TURN
                 self._take_turn()
-            self._dial(choose(self._nodes(), self._limit).dial)
+            self._dial(choose(self._relevant(), self._limit).dial)
+            pause = min(max(WINDOW, (time.thread_time() - began) / SHARE), TURN)
 
     def _take_turn(self) -> None:
-        surplus = choose(self._nodes(), self._limit).surplus
+        surplus = choose(self._active(), self._limit).surplus
         dropped = [peer_id for peer_id in surplus if self._drop(self._registry.peers[peer_id])]
         if dropped:
             return
         self._tried = {peer_id: at for peer_id, at in self._tried.items() if peer_id in self._registry.peers}
-        self._dial(extras(self._nodes(), self._limit))
+        self._dial(extras(self._waiting(), self._limit))
 
     def _drop(self, view: PeerView) -> bool:
         """End the link, or the tries to get one; False for what rule 3 spares."""
@@ -159,13 +179,48 @@ class BestLinks:
             self._tried[peer_id] = trio.current_time()
             self._hands.dial(self._registry.peers[peer_id])
 
-    def _nodes(self) -> list[Known]:
-        others = [view for view in self._registry.peers.values() if view.serves and view.peer_id != self._own]
-        return [self._known(view) for view in others if not self._hands.forbidden(view.peer_id)]
+    def _active(self) -> list[Known]:
+        """Who is linked or being dialled."""
+        views = {view.peer_id: view for view in self._registry.linked_views()}
+        for peer_id in self._hands.dialler.wanted:
+            if (view := self._registry.peers.get(peer_id)) is not None:
+                views[peer_id] = view
+        return self._all_known(views.values())
+
+    def _relevant(self) -> list[Known]:
+        """Those, and everybody who serves a model that they do not make full."""
+        active = self._active()
+        done = full(active, self._limit)
+        announced = self._registry.announced
+        others = {view.peer_id: view for model in announced.ids if model not in done for view in announced.announcers(model)}
+        if _NO_MODEL not in done:
+            others |= {view.peer_id: view for view in announced.bare}
+        for node in active:
+            others.pop(node.peer_id, None)
+        return [*active, *self._all_known(others.values())]
+
+    def _waiting(self) -> list[Known]:
+        """Who is linked or being dialled, and some of those that wait for their chance."""
+        active = self._active()
+        others: dict[PeerId, PeerView] = {}
+        for model in full(active, self._limit):
+            announcers = self._registry.announced.announcers(model)
+            drawn = list(announcers) if len(announcers) <= DRAWN else random.sample(list(announcers), DRAWN)
+            others |= {view.peer_id: view for view in drawn}
+        for node in active:
+            others.pop(node.peer_id, None)
+        return [*active, *self._all_known(others.values())]
+
+    def _all_known(self, views: Iterable[PeerView]) -> list[Known]:
+        return [
+            self._known(view)
+            for view in views
+            if view.serves and view.peer_id != self._own and not self._hands.forbidden(view.peer_id)
+        ]
 
     def _known(self, view: PeerView) -> Known:
         target = self._hands.dialler.target(view.peer_id)
-        models = frozenset(entry.id for entry in view.models if entry.state != "failed") or frozenset((_NO_MODEL,))
+        models = frozenset(view.working) or frozenset((_NO_MODEL,))
         return Known(
             peer_id=view.peer_id,
             models=models,

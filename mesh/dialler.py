@@ -4,22 +4,25 @@
 2. Retries are jittered and back off, for ever for a bootstrap peer, else until nobody vouches for the target any more.
 3. A peer that is linked already, whoever dialled, is not dialled.
 4. News about a target (a new record, a new sighting) ends its wait.
+5. A peer whose link was lost is tried every few seconds for a while: a network that was cut and mended should be whole soon.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
 from mesh.access import REFUSALS
-from mesh.backoff import Backoff
+from mesh.backoff import LONGEST, Backoff
 from mesh.errors import Conflict, Denied, MeshError
+from mesh.trail import brief
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from mesh.identity import PeerId
     from mesh.link import Link
@@ -29,6 +32,11 @@ MAX_TARGETS = 1_000
 MAX_DIALS = 32
 STEADY = 5.0
 """Seconds that a link must have lived for its end to count as the first failure."""
+
+RETURNING = 300.0
+"""Seconds after the loss of a link of which rule 5 speaks. A restarted machine or switch is back by then."""
+RETURN_WAIT = 4.0
+"""The longest wait between two tries then: with a dial that hangs at the wrong moment, six seconds until the link is back."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,8 @@ class Target:
     """Why the last try was refused, if it was."""
     failing: bool = False
     """Its last try came to nothing."""
+    lost: float = -math.inf
+    """When a link to it that was no passing one ended, on trio's clock."""
 
     @property
     def label(self) -> str:
@@ -96,6 +106,11 @@ class Dialler:
         target.until = 0.0
         target.news.set()
         return True
+
+    @property
+    def wanted(self) -> Collection[PeerId]:
+        """Everybody whom a link is being kept to."""
+        return self._targets.keys()
 
     def target(self, peer_id: PeerId) -> Target | None:
         """What is being kept for this peer; None when nobody wants a link to it."""
@@ -148,14 +163,24 @@ class Dialler:
                 link = self._link_of(target.peer_id)
                 if link is not None:
                     target.tried.set()
-                    await link.closed.wait()
-                    await trio.lowlevel.checkpoint()
+                    await self._outlive(link, target)
                     continue
                 await self._try(target)
                 await self._pause(target)
         finally:
             self._targets.pop(target.peer_id, None)
             target.tried.set()
+
+    async def _outlive(self, link: Link, target: Target) -> None:
+        began = trio.current_time()
+        await link.closed.wait()
+        await trio.lowlevel.checkpoint()
+        self._lost(target, lived=trio.current_time() - began)
+
+    def _lost(self, target: Target, *, lived: float) -> None:
+        if lived >= STEADY:
+            target.lost = trio.current_time()
+            target.backoff.reset()
 
     async def _try(self, target: Target) -> None:
         began = trio.current_time()
@@ -171,8 +196,7 @@ class Dialler:
         except MeshError as error:
             self._failed(target, error, for_long=False)
         else:
-            if trio.current_time() - began >= STEADY:
-                target.backoff.reset()
+            self._lost(target, lived=trio.current_time() - began)
         target.tried.set()
 
     def _failed(self, target: Target, error: MeshError, *, for_long: bool) -> None:
@@ -180,14 +204,16 @@ class Dialler:
             target.failing = True
             self._told_of_failure()
         if for_long:
+            target.lost = -math.inf
             target.backoff.give_up_for_long()
         news = self._trail.add(target.way, target.label, error.message, code=error.code)
         matters = for_long or target.way == "bootstrap"
         level = logging.DEBUG if not news else logging.WARNING if matters else logging.INFO
-        logger.log(level, "no link to %s (%s): %s", target.label, target.way, error.message)
+        logger.log(level, "no link to %s (%s): %s", target.label, target.way, brief(target.label, error.message))
 
     async def _pause(self, target: Target) -> None:
         if self._wanted(target):
-            with trio.move_on_after(target.backoff.next()):
+            returning = trio.current_time() - target.lost < RETURNING
+            with trio.move_on_after(target.backoff.next(at_most=RETURN_WAIT if returning else LONGEST)):
                 await target.news.wait()
             target.news = trio.Event()

@@ -42,8 +42,8 @@ class Exchange:
 
     def greet(self, link: Link) -> None:
         """Tell a new link about everybody whom it should know, the freshest first."""
-        views = [view for view in self._registry.newest() if _interesting(view, link)]
-        self._send(link, views[:MAX_RECORDS])
+        views = (view for view in self._registry.peers.values() if _interesting(view, link))
+        self._send(link, self._registry.newest(views, MAX_RECORDS))
 
     def spread(self, view: PeerView, source: PeerId) -> None:
         """A record changed, and `source` told us."""
@@ -68,8 +68,8 @@ class Exchange:
 
 def _interesting(view: PeerView, link: Link) -> bool:
     if view.peer_id == link.peer_id:
-        return view.record.sequence > link.record.sequence
-    return _cares(link.record.role, view.record.role, asks=ASKS in link.hello.features)
+        return view.sequence > link.record.sequence
+    return _cares(link.record.role, view.role, asks=ASKS in link.hello.features)
 
 
 def _cares(listener: Role, subject: Role, *, asks: bool) -> bool:

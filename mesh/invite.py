@@ -52,11 +52,6 @@ def is_invite(text: str) -> bool:
     return text.startswith(PREFIX)
 
 
-def dial_addresses(text: str) -> list[str]:
-    """The addresses that a bootstrap argument stands for. Raises ValueError as `unseal` does."""
-    return read(unseal(text)).addresses if is_invite(text) else [text]
-
-
 def issue(key: NetworkKey, mesh: str, addresses: Sequence[str], expires: float) -> str:
     """A token that lets its bearer in by way of the member at `addresses` until `expires`."""
     invite = Invite(
@@ -106,7 +101,11 @@ def check(sealed: bytes, keyring: Keyring) -> None:
         raise Denied(str(error), code="invite_invalid", status=403) from error
     key = keyring.find([invite.key_id])
     if key is None:
-        raise Denied(f"the invite was made with a key that is not valid any more; {_RENEW}", code="invite_invalid", status=403)
+        raise Denied(
+            f"the invite was made with a key that this mesh does not have, or no longer; {_RENEW}",
+            code="invite_invalid",
+            status=403,
+        )
     if not hmac.compare_digest(_mac(key, sealed[MAC_BYTES:]), sealed[:MAC_BYTES]) or invite.mesh != keyring.mesh:
         raise Denied(f"the invite was changed after it was made; {_RENEW}", code="invite_invalid", status=403)
     if keyring.expired(invite.expires):

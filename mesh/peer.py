@@ -2,60 +2,52 @@
 
 1. Who asks (a gateway, a client) dials the best of those that serve models: nodes, and gateways with foreign services. Everybody
    keeps a link to each bootstrap address; two nodes need no link.
-2. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else a direct one, unless it is old
-   and the other side dials anew; else the smaller peer id's. `links` holds the one that stays; the other ends once it is idle.
-3. Nothing that a link, a dial or a way of hearing does ends `run`.
-4. An open mesh takes peers from loopback, link-local and private addresses only; a private one whoever proves its key.
-5. A bootstrap peer that refuses us at the start, for the key or by a list, ends `run`, unless another one took us.
+2. Nothing that a link, a dial or a way of hearing does ends `run`.
+3. A bootstrap peer that refuses us at the start, for the key or by a list, ends `run`, unless another one took us.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.addresses import by_peer, is_near, names
+from mesh.addresses import by_peer, names
 from mesh.best_links import BestLinks, Hands
-from mesh.dialler import MAX_DIALS, Dialler, Target
-from mesh.errors import Busy, Conflict, Denied, MeshError, Misconfigured
+from mesh.dialler import Dialler, Target
+from mesh.errors import Misconfigured
 from mesh.exchange import ASKS, MAX_RECORDS, Exchange
 from mesh.hearing import Hearing
 from mesh.key_spread import KeySpread
-from mesh.link import Link, LinkSide
-from mesh.link.link import refuse
+from mesh.link import LinkSide
+from mesh.links import Links, Watchers
 from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL
 from mesh.registry import Registry
 from mesh.sightings import mdns
-from mesh.trail import Trail
-from mesh.upgrade import Upgrades
+from mesh.trail import Trail, how_to_join
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from mesh.identity import PeerId
-    from mesh.link.link import Control
+    from mesh.link import Control, Link
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry, Role, SealedRecord
     from mesh.registry import PeerView
     from mesh.service import InferenceService
     from mesh.sightings import DiscoveryFactory, Sighting
-    from mesh.transport.base import Channel, Transport
+    from mesh.transport.base import Transport
     from mesh.transport.direct import DirectTransport
 
-MAX_LINKS = 2_048
 MAX_ADDRESSES = 16
 """In our record: a machine with many interfaces must not crowd out its models."""
 ISOLATED_AFTER = 10.0
 """Seconds alone until the log says why."""
-RETIRE_LIMIT = 30.0
-"""Seconds that the second of two links may still carry what is in flight."""
 FAREWELL_LIMIT = 1.0
 BREATH = 16
 """Signatures checked between two chances for other tasks: about a millisecond."""
@@ -82,34 +74,26 @@ class Peer:
         self.identity = settings.identity
         self.instance = secrets.token_hex(8)
         self.registry = Registry(settings.identity.peer_id, mesh=settings.mesh)
-        self.links: dict[PeerId, Link] = {}
         self.trail = Trail()
-        self.leaving = False
         self._transport = transport
         ways = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
         self._hearing = Hearing(ways, self.trail, self._sighted)
         self._bootstrap = by_peer(settings.bootstrap)
         self._load: dict[str, ModelLoad] = {}
         self._own = OwnRecord(settings)
-        self._side = LinkSide(
-            hello=self._hello,
-            credentials=settings.credentials,
-            service=service,
-            load=lambda: self._load,
-            admit=self._admit,
-            heard=self._hear,
+        side = LinkSide(
+            hello=self._hello, credentials=settings.credentials, service=service, load=lambda: self._load, heard=self._hear
         )
+        watchers = Watchers(installed=self._installed, accepted=self._accepted, gone=self.registry.unlinked)
+        self._links = Links(side, settings.access, transport, watchers, own=self.peer_id, instance=self.instance, direct=direct)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._keys = KeySpread(settings.access.keyring, self.links.values, lambda: self._dialler.retry())
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
-        self._dialler = Dialler(self._connect, self._link_of, self.trail, lambda: self._best.changed())
-        close = lambda peer_id: self._start(self.links[peer_id].close, "others serve the same")  # noqa: E731
+        self._dialler = Dialler(self._connect, self._links.get, self.trail, lambda: self._best.changed())
+        close = lambda peer_id: self._links.start(self.links[peer_id].close, "others serve the same")  # noqa: E731
         forbidden = lambda peer_id: settings.access.refusal(peer_id) is not None  # noqa: E731
         hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close, forbidden=forbidden)
         self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
-        self._upgrades = Upgrades(direct, self._live, self._link_of, self._settle, self._start)
-        self._dials = trio.CapacityLimiter(MAX_DIALS)
-        self._open_links = 0
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -133,9 +117,19 @@ class Peer:
         return self._transport.addresses
 
     @property
+    def links(self) -> dict[PeerId, Link]:
+        """The one link with each peer that is linked."""
+        return self._links.current
+
+    @property
+    def leaving(self) -> bool:
+        """True once `leave` was called."""
+        return self._links.leaving
+
+    @property
     def every_link(self) -> list[Link]:
         """Those in `links`, and those that only finish what runs on them."""
-        return self._upgrades.links
+        return self._links.upgrades.links
 
     @property
     def sealed(self) -> SealedRecord:
@@ -145,12 +139,11 @@ class Peer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be in the mesh until cancelled. `started()` when listeners are bound and each bootstrap address was tried once.
 
-        Raises Misconfigured when a listener cannot be bound, Denied by rule 5.
+        Raises Misconfigured when a listener cannot be bound, Denied by rule 3.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(self._transport.run, self._accept)
-            await self._upgrades.listen(nursery, self._accept)
+            await self._links.listen(nursery)
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
@@ -182,7 +175,7 @@ class Peer:
 
         Blocks until it is said, at most FAREWELL_LIMIT.
         """
-        self.leaving = True
+        self._links.leaving = True
         self._dialler.stop()
         self._hearing.stop()
         with trio.move_on_after(FAREWELL_LIMIT):
@@ -195,7 +188,10 @@ class Peer:
         """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
         if not self.links:
             return self.trail.explain()
-        return self.trail.explain_no_node(len(self.links)) if self._asks and not self.registry.nodes() else []
+        if not self._asks or self.registry.nodes():
+            return []
+        private = self.settings.access.keyring is not None
+        return self.trail.explain_no_node(len(self.links), how_to_join(self.mesh, self.addresses, private=private))
 
     async def close(self, reason: str = "the program stops") -> None:
         """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
@@ -211,7 +207,7 @@ class Peer:
     # Our own record
 
     def _hello(self) -> Hello:
-        features = [*self._upgrades.features, ASKS] if self._asks else self._upgrades.features
+        features = [*self._links.upgrades.features, ASKS] if self._asks else self._links.upgrades.features
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
@@ -247,121 +243,22 @@ class Peer:
 
     # Links
 
-    async def _accept(self, channel: Channel) -> None:
-        try:
-            await self._live(channel, dialled=False, up=self._accepted)
-        except MeshError as error:
-            logger.info("no link from %s at %s: %s", channel.peer_id, channel.remote_address, error.message)
-
-    def _accepted(self, link: Link) -> None:
-        self._upgrades.up(link)
-        self._settle(link)
-        self.trail.add("inbound", link.peer_id, "is linked", found=True)
-
     async def _connect(self, target: Target) -> None:
-        def up(link: Link) -> None:
-            self._settle(link)
+        def up(_link: Link) -> None:
             target.tried.set()
             target.failing = False
             self.trail.add(target.way, target.label, "is linked", found=True)
 
-        if (objection := self.settings.access.objection(target.peer_id)) is not None:
-            raise objection
-        async with self._dials:
-            channel = await self._transport.dial(target.addresses)
-        await self._upgrades.attend(channel, up)
+        await self._links.dial(target.peer_id, target.addresses, up)
 
-    async def _live(self, channel: Channel, *, dialled: bool, up: Callable[[Link], None]) -> None:
-        """Run a link from its channel to its end. Raises MeshError when it is refused or says no hello."""
-        refusal = self._refusal(channel)
-        if refusal is not None:
-            await refuse(channel, refusal.code, refusal.message)
-            raise refusal
-        link = Link(channel, replace(self._side, up=up), dialled=dialled)
-        self._open_links += 1
-        try:
-            await link.run()
-        except Exception as error:
-            if isinstance(error, MeshError):
-                raise
-            logger.exception("the link to %s failed on our side", channel.peer_id)
-        finally:
-            self._open_links -= 1
-            self._gone(link)
+    def _accepted(self, link: Link) -> None:
+        self.trail.add("inbound", link.peer_id, "is linked", found=True)
 
-    def _refusal(self, channel: Channel) -> MeshError | None:
-        if (denial := self.settings.access.refusal(channel.peer_id)) is not None:
-            return denial
-        if self.settings.access.keyring is None and not is_near(channel.remote_address):
-            text = "this mesh is open and takes peers from loopback, link-local and private addresses only"
-            return Denied(text, code="open_mesh", status=403)
-        if self.leaving:
-            return Denied("this peer is leaving the mesh", code="leaving", status=403)
-        if self._open_links >= MAX_LINKS:
-            return Busy(f"this peer has {MAX_LINKS} links already", code="full")
-        return None
-
-    def _admit(self, link: Link) -> None:
-        if link.peer_id == self.peer_id:
-            if link.hello.instance == self.instance:
-                raise Conflict("this is our own address", code="same_identity")
-            logger.warning("another process at %s uses our identity %s", link.remote_address, self.peer_id)
-            raise Conflict("another process uses this identity; give each its own --state-dir", code="same_identity")
-
-    def _link_of(self, peer_id: PeerId) -> Link | None:
-        link = self.links.get(peer_id)
-        return None if link is None or link.closed.is_set() else link
-
-    def _settle(self, link: Link) -> None:
-        """Decide which link of this peer stays, and tell the registry."""
-        known = self._link_of(link.peer_id)
-        if known is None:
-            self._install(link)
-        elif known.hello.instance != link.hello.instance:
-            logger.warning("peer %s runs twice or was restarted: the newer of its links stays", link.peer_id)
-            self._install(link)
-            self._start(
-                known.refuse, "replaced", "a newer process with the same identity is linked; give each its own --state-dir"
-            )
-        elif self._stays(known, link):
-            self._start(self._retire, link)
-        else:
-            link.load = link.load or dict(known.load)
-            self._install(link)
-            self._start(self._upgrades.drain if link.carrier == "direct" != known.carrier else self._retire, known)
-
-    def _stays(self, known: Link, new: Link) -> bool:
-        if known.dialled == new.dialled:
-            return False
-        if known.carrier != new.carrier:
-            return known.carrier == "direct" and self._upgrades.settling(known)
-        return known.dialled == (self.peer_id < known.peer_id)
-
-    def _install(self, link: Link) -> None:
-        self.links[link.peer_id] = link
+    def _installed(self, link: Link) -> None:
         self.registry.linked(link)
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
         self._keys.greet(link)
         self._exchange.greet(link)
-        logger.info("linked with %s %s (%s) over %s", link.record.role, link.record.name, link.peer_id, link.carrier)
-
-    def _gone(self, link: Link) -> None:
-        if self.links.get(link.peer_id) is link:
-            del self.links[link.peer_id]
-            logger.info("the link to %s ended: %s", link.peer_id, link.reason or "our side stopped")
-        self._upgrades.gone(link)
-        self.registry.unlinked(link)
-
-    async def _retire(self, link: Link) -> None:
-        """End the second of two links once nothing is in flight on it; the other side may still be about to use it."""
-        with trio.move_on_after(RETIRE_LIMIT):
-            await trio.sleep(1)
-            await link.idle()
-        await link.refuse("duplicate", "another link between the two peers stays")
-
-    def _start(self, task: Callable[..., Awaitable[None]], *arguments: Link | str) -> None:
-        assert self._nursery is not None
-        self._nursery.start_soon(task, *arguments)
 
     # What links and others say
 
@@ -379,7 +276,7 @@ class Peer:
                 self.registry.forget(link.peer_id, message.reason[:200])
                 self._dialler.drop(link.peer_id)
             case Upgrade() | UpgradeOffer() | Drained():
-                self._upgrades.hear(link, message)
+                self._links.upgrades.hear(link, message)
             case _:
                 pass
 

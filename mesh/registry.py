@@ -3,21 +3,26 @@
 1. Data only: no I/O, no tasks. Listeners are called at once, in the order of events, and must not block.
 2. A record of a lower or equal sequence never replaces a newer one. A peer is there (`joined`) exactly while it has a live link.
 3. A record without a link lives `ttl` seconds, less the age it had on receipt. A linked peer never expires: that is the truth.
-4. At most `MAX_PEERS` records are held without a link. Those that expire first make room; linked peers are never evicted.
+4. At most `MAX_PEERS` records with `MAX_NAMES` names of models are held. Those without a link that expire first make room; linked
+   peers are never evicted.
 5. A record that its peer withdrew (`forget`) does not come back by way of others.
 6. Whoever announces models serves them: nodes, gateways with foreign services, and ourselves by way of a `Loopback`.
+7. What a request or a heartbeat asks costs by the number of links at most, never by the number of records.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import trio
 
 from mesh.identity import PeerId
+from mesh.model_index import ModelIndex
+from mesh.peer_view import PeerView
 from mesh.record import RecordError, open_record, read_unchecked
 
 if TYPE_CHECKING:
@@ -27,52 +32,17 @@ if TYPE_CHECKING:
     from mesh.loopback import Loopback
     from mesh.messages.record import ModelEntry, ModelState, NodeRecord, SealedRecord
 
-MAX_PEERS = 1_000
+MAX_PEERS = 16_384
+MAX_NAMES = 16 * MAX_PEERS
+"""Names of models over all records; more means that somebody floods us."""
+MAX_WITHDRAWN = 1_000
+MAKE_ROOM = 0.01
+"""Of all records, dropped at once when there is no room: to look for the oldest costs a look at everybody."""
 BEST_FIRST: tuple[ModelState, ...] = ("ready", "asleep", "loading", "failed")
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(slots=True, eq=False)
-class PeerView:
-    """One peer, as we know it now. The same object for as long as the peer is known."""
-
-    record: NodeRecord
-    sealed: SealedRecord
-    learned: float
-    """When the peer issued the record, on our own clock, as far as is known: receipt less the age it had."""
-    link: Link | Loopback | None = None
-    states: dict[str, ModelState] = field(default_factory=dict)
-    """Of its models, from its last heartbeat: fresher than the record."""
-
-    @property
-    def peer_id(self) -> PeerId:
-        """Who it is."""
-        return PeerId(self.record.peer_id)
-
-    @property
-    def expires(self) -> float:
-        """When the record dies without a link, on trio's clock."""
-        return self.learned + self.record.ttl
-
-    @property
-    def live(self) -> bool:
-        """True while a link proves it and it has not said Leave."""
-        return self.link is not None and not self.link.leaving and not self.link.closed.is_set()
-
-    @property
-    def serves(self) -> bool:
-        """True for a node, and for a gateway that announces models of foreign services."""
-        return self.record.role == "node" or bool(self.record.models)
-
-    @property
-    def models(self) -> list[ModelEntry]:
-        """The record's entries in the states that the last heartbeat told."""
-        return [self._present(entry) for entry in self.record.models]
-
-    def _present(self, entry: ModelEntry) -> ModelEntry:
-        state = self.states.get(entry.id, entry.state)
-        return entry if state == entry.state else msgspec.structs.replace(entry, state=state)
+__all__ = ["PeerView", "Registry", "RegistryEvent"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +64,11 @@ class Registry:
         self._clock = clock
         self._listeners: list[Callable[[RegistryEvent], None]] = []
         self._withdrawn: dict[str, tuple[int, float]] = {}
+        self._linked: dict[PeerId, PeerView] = {}
+        self._asked = ModelIndex()
+        """Of those in `_linked`."""
+        self.announced = ModelIndex()
+        """Of everybody. Read it; it is this class that changes it."""
 
     def learn(self, sealed: SealedRecord, *, age: float = 0.0) -> PeerView | None:
         """Take in a record that is `age` seconds old. None: bad, too old, of ourselves or of another mesh."""
@@ -112,10 +87,9 @@ class Registry:
         self.learn(link.hello.record)
         view = self.peers.get(link.peer_id)
         if view is None:
-            self.peers[link.peer_id] = view = PeerView(link.record, link.hello.record, self._clock())
+            view = self._insert(PeerView(link.record, link.hello.record, self._clock()))
         joined = view.link is None
-        view.link = link
-        view.states = {name: load.state for name, load in link.load.items()}
+        self._prove(view, link)
         if joined:
             self._tell("joined", view)
 
@@ -124,8 +98,7 @@ class Registry:
         view = self.peers.get(link.peer_id)
         if view is None or view.link is not link:
             return
-        view.link = None
-        view.states = {}
+        self._part(view)
         view.learned = self._clock()
         self._tell("left", view, link.reason)
 
@@ -144,22 +117,25 @@ class Registry:
         """What we serve ourselves: we are there like any peer while `record` names models."""
         view = self.peers.get(self.own)
         if not record.models:
-            if self.peers.pop(self.own, None) and view is not None:
+            if view is not None:
+                self._drop(view)
                 self._tell("left", view, "it serves nothing any more")
             return
         before = None if view is None else (_content(view.record), view.states)
         if view is None:
-            self.peers[self.own] = view = PeerView(record, sealed, self._clock(), link)
-        view.record, view.sealed = record, sealed
-        view.states = {name: load.state for name, load in link.load.items()}
+            view = self._insert(PeerView(record, sealed, self._clock(), link))
+        else:
+            self._replace(view, record, sealed, self._clock())
+        self._prove(view, link)
         if before != (_content(record), view.states):
             self._tell("joined" if before is None else "changed", view)
 
     def forget(self, peer_id: PeerId, reason: str) -> None:
         """The peer said Leave, or expired. Its record comes back only with a higher sequence or a new link."""
-        view = self.peers.pop(peer_id, None)
+        view = self.peers.get(peer_id)
         if view is None:
             return
+        self._drop(view)
         self._withdraw(view)
         if view.link is not None:
             self._tell("left", view, reason)
@@ -168,7 +144,7 @@ class Registry:
         """Drop what nobody has proven for its ttl."""
         now = self._clock()
         for view in [view for view in self.peers.values() if view.link is None and view.expires <= now]:
-            del self.peers[view.peer_id]
+            self._drop(view)
         for peer_id in [peer_id for peer_id, (_, until) in self._withdrawn.items() if until <= now]:
             del self._withdrawn[peer_id]
 
@@ -178,11 +154,14 @@ class Registry:
 
     def nodes(self, model: str | None = None) -> list[PeerView]:
         """Who serves models, with a live link, not leaving. With `model`: by its id or, if nobody has that, by alias."""
-        nodes = [view for view in self.peers.values() if view.serves and view.live]
         if model is None:
-            return nodes
-        exact = [view for view in nodes if any(entry.id == model for entry in view.record.models)]
-        return exact or [view for view in nodes if any(model in entry.aliases for entry in view.record.models)]
+            return [view for view in self._linked.values() if view.serves and view.live]
+        exact = [view for view in self._asked.announcers(model) if view.live]
+        return exact or [view for view in self._asked.called(model) if view.live]
+
+    def linked_views(self) -> list[PeerView]:
+        """Everybody with a link, ourselves by way of a loopback among them."""
+        return list(self._linked.values())
 
     def catalog(self) -> list[ModelEntry]:
         """One entry per model id over all live nodes, the best state first, sorted by id."""
@@ -203,9 +182,10 @@ class Registry:
 
         return unsubscribe
 
-    def newest(self, views: Iterable[PeerView] | None = None) -> list[PeerView]:
-        """The peers, the most recently proven first."""
-        return sorted(self.peers.values() if views is None else views, key=self.age)
+    def newest(self, views: Iterable[PeerView], limit: int) -> list[PeerView]:
+        """At most `limit` of them, the most recently proven first."""
+        now = self._clock()
+        return heapq.nsmallest(limit, views, key=lambda view: 0.0 if view.live else max(0.0, now - view.learned))
 
     def _wanted(self, record: NodeRecord, age: float) -> bool:
         """Everything that can be decided without the price of a signature."""
@@ -216,36 +196,70 @@ class Registry:
             and record.mesh == self._mesh
             and age < record.ttl
             and record.sequence > withdrawn
-            and (known is None or record.sequence > known.record.sequence)
+            and (known is None or record.sequence > known.sequence)
         )
 
     def _keep(self, record: NodeRecord, sealed: SealedRecord, learned: float) -> PeerView | None:
         view = self.peers.get(PeerId(record.peer_id))
         if view is None:
             return self._insert(PeerView(record, sealed, learned)) if self._has_room() else None
-        changed = _content(view.record) != _content(record)
-        view.record, view.sealed, view.learned = record, sealed, learned
-        if changed and view.live:
+        changed = view.live and _content(view.record) != _content(record)
+        self._replace(view, record, sealed, learned)
+        if self.announced.names > MAX_NAMES:
+            self._evict()
+        if changed:
             self._tell("changed", view)
         return view
 
     def _has_room(self) -> bool:
         """Make room for one more, if an unlinked peer can go."""
-        if len(self.peers) < MAX_PEERS:
-            return True
-        unlinked = [known for known in self.peers.values() if known.link is None]
-        if unlinked:
-            del self.peers[min(unlinked, key=lambda known: known.expires).peer_id]
-        return bool(unlinked)
+        return (len(self.peers) < MAX_PEERS and self.announced.names < MAX_NAMES) or self._evict()
+
+    def _evict(self) -> bool:
+        unlinked = (view for view in self.peers.values() if view.link is None)
+        going = heapq.nsmallest(max(1, int(MAX_PEERS * MAKE_ROOM)), unlinked, key=lambda view: view.expires)
+        for view in going:
+            self._drop(view)
+        return bool(going)
+
+    # Every change of `peers`, of a view's record and of its link goes through these, which keep the indexes true.
 
     def _insert(self, view: PeerView) -> PeerView:
         self.peers[view.peer_id] = view
+        self.announced.add(view)
         return view
 
+    def _drop(self, view: PeerView) -> None:
+        del self.peers[view.peer_id]
+        self.announced.remove(view)
+        if self._linked.pop(view.peer_id, None):
+            self._asked.remove(view)
+
+    def _replace(self, view: PeerView, record: NodeRecord, sealed: SealedRecord, learned: float) -> None:
+        indexes = [self.announced, self._asked] if view.peer_id in self._linked else [self.announced]
+        for index in indexes:
+            index.remove(view)
+        view.take(record, sealed, learned)
+        for index in indexes:
+            index.add(view)
+
+    def _prove(self, view: PeerView, link: Link | Loopback) -> None:
+        view.link = link
+        view.states = {name: load.state for name, load in link.load.items()}
+        if view.peer_id not in self._linked:
+            self._linked[view.peer_id] = view
+            self._asked.add(view)
+
+    def _part(self, view: PeerView) -> None:
+        view.link = None
+        if self._linked.pop(view.peer_id, None):
+            self._asked.remove(view)
+
     def _withdraw(self, view: PeerView) -> None:
-        if len(self._withdrawn) >= MAX_PEERS:
-            del self._withdrawn[min(self._withdrawn, key=lambda peer_id: self._withdrawn[peer_id][1])]
-        self._withdrawn[view.peer_id] = (view.record.sequence, self._clock() + view.record.ttl)
+        self._withdrawn.pop(view.peer_id, None)
+        if len(self._withdrawn) >= MAX_WITHDRAWN:
+            del self._withdrawn[next(iter(self._withdrawn))]
+        self._withdrawn[view.peer_id] = (view.sequence, self._clock() + view.ttl)
 
     def _tell(self, kind: Literal["joined", "left", "changed"], view: PeerView, reason: str = "") -> None:
         for listener in list(self._listeners):

@@ -4,11 +4,13 @@
 2. It never emits `Fail`: it raises a `MeshError`, and the edge that answers somebody turns that into `Fail` or an HTTP error.
 3. Cancelling it stops the work: when it has returned or raised, nothing runs on for the request.
 4. `emit` is synchronous and never blocks: it queues. The queue's owner bounds it and cancels `infer` when the bound is reached.
+5. Whoever can wait keeps pace with the reader by `await room(emit)`; whoever wraps an `emit` passes its room on (`paced`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from mesh.errors import KINDS, MeshError
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
 
 Emit = Callable[[Event], None]
+
+
+class Paced(partial[None]):
+    """An `Emit` that can tell when there is room again. A `partial`, because it is called for every token."""
+
+    room: Callable[[], Awaitable[None]]
+
+
+def paced(emit: Emit, room: Callable[[], Awaitable[None]]) -> Paced:
+    """`emit`, with `room` to wait for those who ask."""
+    made = Paced(emit)
+    made.room = room
+    return made
+
+
+async def room(emit: Emit) -> None:
+    """Wait until the reader took most of what `emit` got; not at all where `emit` cannot tell. No time limit of its own."""
+    if isinstance(emit, Paced):
+        await emit.room()
 
 
 class InferenceService(Protocol):

@@ -6,15 +6,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from mesh.access import REFUSALS
+from mesh.addresses import is_loopback_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 MAX_ENTRIES = 200
 MAX_SENTENCES = 12
@@ -31,6 +33,10 @@ _ADVICE = (
     ("as a libp2p peer", "Some other program listens there: check the port, 4001 by default for `mesh-bootstrap`."),
     ("connection refused", "Nothing listens there: start `mesh-bootstrap`, or correct the port to the one in its ready line."),
     (
+        "then says nothing",
+        "Another program listens there, or the peer hangs: check the port (`mesh-bootstrap`: 4001), or restart the peer.",
+    ),
+    (
         "no answer within",
         "The machine is off, the host is wrong, or a firewall is between: open its TCP port, then `mesh doctor --bootstrap`.",
     ),
@@ -39,6 +45,7 @@ _ADVICE = (
     ("no route to host", "There is no route to it: check the IP address and this machine's network."),
 )
 """What to do, by what a dial said."""
+_UNREACHED = "cannot reach the peer at any address: "
 _GENERAL_ADVICE = "Check that it runs, that the address is the one it printed, and that no firewall is between: `mesh doctor`."
 
 
@@ -92,11 +99,11 @@ class Trail:
             return []
         return [*self._failures(), *self._untried()]
 
-    def explain_no_node(self, links: int) -> list[str]:
-        """Sentences that say why no node was found, though `links` other peers are linked."""
+    def explain_no_node(self, links: int, start: str) -> list[str]:
+        """Sentences that say why no node was found, though `links` other peers are linked. `start`: what starts one."""
         known = (
-            f"Linked with {links} other peer{'s' if links != 1 else ''} of the mesh, but no node was heard of. "
-            "Start `mesh-node` with the same `--mesh` and `--bootstrap`, or see in its log why it cannot join."
+            f"Linked with {links} other peer{'s' if links != 1 else ''} of the mesh, but no node was heard of, so no model "
+            f"can be served. Start one: {start}; if one runs, see in its log why it cannot join."
         )
         return [known, *self._failures()]
 
@@ -121,6 +128,20 @@ class Trail:
         return sentences
 
 
+def how_to_join(mesh: str, addresses: Sequence[str], *, private: bool) -> str:
+    """What starts a node that joins by way of a peer at `addresses`."""
+    if private:
+        return "`mesh-node --bootstrap INVITE`, with what `mesh invite --state-dir DIR` prints at a member"
+    name = "" if mesh == "default" else f" --mesh {shlex.quote(mesh)}"
+    far = [address for address in addresses if not is_loopback_address(address)]
+    return f"`mesh-node{name} --bootstrap {next(iter((*far, *addresses)), 'ADDRESS')}`"
+
+
+def brief(target: str, outcome: str) -> str:
+    """What came of a try, without the target, for a text that names it already."""
+    return outcome.removeprefix(_UNREACHED).removeprefix(f"{target}: ")
+
+
 def _sentence(entry: TrailEntry) -> str:
     match entry.way, entry.code:
         case "mdns", "other_mesh":
@@ -136,7 +157,7 @@ def _sentence(entry: TrailEntry) -> str:
         case "bootstrap", "":
             return f"Bootstrap {entry.target}: {entry.outcome}."
         case "bootstrap", _:
-            return f"Bootstrap {entry.target} could not be used: {entry.outcome}. {_advice(entry.outcome)}"
+            return f"Bootstrap {entry.target} could not be used: {brief(entry.target, entry.outcome)}. {_advice(entry.outcome)}"
         case "mdns", "":
             return (
                 f"mDNS {entry.outcome}. Either no other peer runs here, or the network (guest Wi-Fi, containers, clouds) drops "

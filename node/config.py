@@ -45,6 +45,10 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
         Annotated[int, msgspec.Meta(ge=1)] | None,
         Option(help="Tokens of prompt and answer together.", default_help="what model and memory allow"),
     ] = None
+    cache_mib: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | None,
+        Option(help="Most memory in MiB for a model's keys and values.", default_help="half of what is free beside the weights"),
+    ] = None
     host: Annotated[str, Option(help="The address of the HTTP ports; one that others reach needs --insecure.")] = "127.0.0.1"
     port: Annotated[
         int,

@@ -57,7 +57,9 @@ class FanOut:
             self._last -= 1
             group.inner.append(self._last)
             self._choices[self._last] = (group, choice)
-            part = msgspec.structs.replace(request, n=1, seed=choice_seed(request.seed, choice))
+            part = msgspec.structs.replace(
+                request, n=1, seed=choice_seed(request.seed, choice), prior=request.prior[choice : choice + 1]
+            )
             parts.append((self._last, part))
         return parts
 

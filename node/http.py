@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import trio
 
 from mesh.errors import Misconfigured, Unavailable
@@ -133,6 +134,20 @@ def _describe(model: str, status: BackendStatus) -> dict[str, Any]:
         "uptime": status.uptime,
         "restart_count": status.restarts,
         "last_error": status.last_error,
+        "metrics": _metrics(status),
+    }
+
+
+def _metrics(status: BackendStatus) -> dict[str, Any] | None:
+    """The built-in engine's counters under the names of `GET /v1/metrics`, and its pulse; None where there is no such engine."""
+    if status.engine is None:
+        return None
+    counters = msgspec.to_builtins(status.engine.stats)
+    return {
+        "cache": counters.pop("cache"),
+        "gpu": counters.pop("gpu"),
+        "engine": counters,
+        "pulse": {"step": status.engine.step, "busy_seconds": status.engine.busy_seconds, "heard_seconds_ago": status.heard},
     }
 
 

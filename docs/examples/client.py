@@ -1,4 +1,4 @@
-"""Ask the mesh from Python, without a gateway: python docs/examples/client.py [--bootstrap ADDR]... [--mesh NAME] [QUESTION]."""
+"""Ask the mesh from Python, without a gateway: client.py [--bootstrap ADDR|INVITE]... [--mesh NAME] [QUESTION]."""
 
 import argparse
 
@@ -28,7 +28,9 @@ async def main(bootstrap: list[str], mesh: str, question: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--bootstrap", action="append", default=[], help="the address in a peer's ready line; without it, mDNS")
+    parser.add_argument(
+        "--bootstrap", action="append", default=[], help="the address in a peer's ready line, or an invite; without it, mDNS"
+    )
     parser.add_argument("--mesh", default="default")
     parser.add_argument("question", nargs="?", default="Who are you?")
     arguments = parser.parse_args()

@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 
-def only_local(request: Request) -> None:
+def only_local(request: Request, *, what: str = "services are registered, changed and removed") -> None:
     """Raises Denied unless a program on this machine asks."""
-    if not _is_loopback(request.client) or any(name in request.headers for name in _FORWARDED):
+    if not is_loopback(request.client) or any(name in request.headers for name in _FORWARDED):
         raise Denied(
-            "services are registered, changed and removed from the gateway's own machine only, as it has no admin key; "
-            "call http://127.0.0.1 there",
+            f"{what} from the gateway's own machine only, as it has no admin key; call http://127.0.0.1 there",
             status=403,
             code="not_local",
         )
     origin = request.headers.get("origin")
     if origin is not None and not is_local(origin):
-        raise Denied("web pages of other machines may not change services", status=403, code="origin_not_allowed")
+        raise Denied("web pages of other machines may not ask for this", status=403, code="origin_not_allowed")
 
 
-def _is_loopback(client: str) -> bool:
+def is_loopback(client: str) -> bool:
+    """True for a client on this machine."""
     try:
         address = ipaddress.ip_address(client)
     except ValueError:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mesh.errors import Misconfigured
+from gateway.routing.affinity import favour, keeper
+from gateway.routing.prediction import Ranked, predict
 
 if TYPE_CHECKING:
-    from gateway.routing.snapshot import Candidate, Demand, Snapshot
+    from gateway.routing.snapshot import Candidate, Snapshot
 
 GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, fill the interval evenly from any start on: a weighted turn without bursts."""
@@ -27,19 +27,6 @@ OPTIMISM = 0.5
 EXPLORE_AFTER = 30.0
 EXPLORE_SHARE = 0.05
 """A node not tried for that many seconds may be slow no longer: this share of the requests looks."""
-ASSUMED_RTT = 0.02
-ASSUMED_ITL = 0.02
-"""Seconds; used only while nothing is known of any candidate."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One candidate in its place. `score` is what the policy minimised; `parts` is what it was made of."""
-
-    candidate: Candidate
-    score: float
-    parts: dict[str, float] = field(default_factory=dict)
-
 
 Policy = Callable[["Snapshot"], list[Ranked]]
 
@@ -63,39 +50,37 @@ def least_loaded(snapshot: Snapshot) -> list[Ranked]:
     """The smallest share of taken slots first; equals take turns."""
     turned = _rotated(snapshot.candidates, snapshot.turn)
     scored = [Ranked(item.candidate, item.candidate.busy / item.candidate.slots) for item in turned]
-    return _in_groups(sorted(scored, key=_score))
+    return favour(snapshot, _in_groups(sorted(scored, key=_score)))
+
+
+def best_performance(snapshot: Snapshot) -> list[Ranked]:
+    """The lowest mean latency of what it answered so far, among those with a free slot; one never tried counts as the best."""
+    turned = _rotated(snapshot.candidates, snapshot.turn)
+    scored = [Ranked(item.candidate, item.candidate.latency or 0.0) for item in turned]
+    ordered = sorted(scored, key=lambda item: (item.candidate.busy // item.candidate.slots, item.score))
+    return favour(snapshot, _in_groups(ordered))
 
 
 def predicted_latency(snapshot: Snapshot) -> list[Ranked]:
     """The node that will finish first: round trip, queue, prefill, decode and waking, as reported and as observed."""
-    if not snapshot.candidates:
-        return []
-    best_itl = min(filter(None, map(_known_itl, snapshot.candidates)), default=ASSUMED_ITL)
-    scored = [_predict(candidate, snapshot.demand, best_itl) for candidate in snapshot.candidates]
-    ordered = _pick_near_best(sorted(_optimistic(scored), key=_score), snapshot.draws)
-    return _suspects_last(_explore(ordered, snapshot.draws[2]))
+    ordered = _pick_near_best(sorted(_optimistic(predict(snapshot)), key=_score), snapshot.draws)
+    return favour(snapshot, _suspects_last(_explore(ordered, snapshot.draws[2])))
 
 
-def _predict(candidate: Candidate, demand: Demand, best_itl: float) -> Ranked:
-    rtt = ASSUMED_RTT if candidate.rtt is None else candidate.rtt
-    # The more of its slots are taken, the longer each engine step takes.
-    itl = (_known_itl(candidate) or best_itl) * (1 + min(1.0, candidate.busy / candidate.slots))
-    decode = itl * demand.output_tokens
-    prefill = demand.prompt_tokens / candidate.prefill_rate if candidate.prefill_rate > 0 else 0.0
-    if candidate.ttft is not None:
-        prefill = max(prefill, candidate.ttft - rtt)
-    ahead = max(0, candidate.busy + 1 - candidate.slots)
-    wait = ahead / candidate.slots * (prefill + decode)
-    parts = {"rtt": rtt, "wait": wait, "prefill": prefill, "decode": decode, "wake": candidate.wake}
-    return Ranked(candidate, sum(parts.values()), parts)
+def prefix_affinity(snapshot: Snapshot) -> list[Ranked]:
+    """The node that has most of the prompt in its cache, unless it would finish much later than the best one.
 
-
-def _known_itl(candidate: Candidate) -> float | None:
-    if candidate.itl is not None:
-        return candidate.itl
-    if candidate.decode_rate > 0:
-        return 1 / candidate.decode_rate
-    return None
+    A prompt that nobody has yet goes where its beginning belongs, the same for all gateways; one with an affinity of its own
+    goes where that belongs.
+    """
+    ordered = predicted_latency(snapshot)
+    if snapshot.affinity:
+        return ordered
+    most = max((item.candidate.cached for item in ordered if not item.candidate.suspect), default=0)
+    if most:
+        holders = [item for item in ordered if item.candidate.cached == most]
+        return favour(snapshot, ordered, min(holders, key=_score).candidate)
+    return favour(snapshot, ordered, keeper(snapshot.prefix, snapshot.candidates)) if snapshot.prefix else ordered
 
 
 def _optimistic(scored: list[Ranked]) -> list[Ranked]:
@@ -149,13 +134,6 @@ def _score(ranked: Ranked) -> float:
 
 DEFAULT_POLICY = "predicted_latency"
 POLICIES: dict[str, Policy] = {
-    policy.__name__: policy for policy in (predicted_latency, round_robin, weighted_round_robin, least_loaded)
+    policy.__name__: policy
+    for policy in (predicted_latency, prefix_affinity, round_robin, weighted_round_robin, least_loaded, best_performance)
 }
-
-
-def policy_named(name: str) -> Policy:
-    """The policy of that name. Raises Misconfigured, which lists the names."""
-    try:
-        return POLICIES[name]
-    except KeyError:
-        raise Misconfigured(f"unknown strategy {name!r}; choose one of {', '.join(sorted(POLICIES))}") from None

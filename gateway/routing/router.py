@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING
 import trio
 
 from gateway.observations import Observations
-from gateway.routing.policies import DEFAULT_POLICY, policy_named
-from gateway.routing.snapshot import Demand, Snapshot, candidates_of
+from gateway.routing.demand import BLOCK_TOKENS, DEFAULT_OUTPUT_TOKENS, Demand
+from gateway.routing.filters import sieve
+from gateway.routing.lengths import OutputLengths
+from gateway.routing.plugins import policy_named
+from gateway.routing.policies import DEFAULT_POLICY
+from gateway.routing.prefixes import SeenPrefixes
+from gateway.routing.snapshot import Snapshot, candidates_of, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from gateway.routing.policies import Ranked
+    from gateway.routing.filters import PassedOver
+    from gateway.routing.prediction import Ranked
     from mesh.identity import PeerId
-    from mesh.registry import PeerView, Registry
+    from mesh.registry import PeerView, Registry, RegistryEvent
 
 
 class Router:
@@ -28,21 +34,25 @@ class Router:
         self.registry = registry
         self.strategy = strategy
         self.observations = Observations()
-        self._policy = policy_named(strategy)
+        self.lengths = OutputLengths()
+        self.prefixes = SeenPrefixes()
+        self.policy = policy_named(strategy)
         self._draw = draw
         self._turns: Counter[str] = Counter()
+        registry.subscribe(self._listen)
 
     def rank(self, model: str, *, demand: Demand | None = None, without: Collection[PeerId] = ()) -> list[Ranked]:
         """The order in which nodes would be tried now. Changes nothing: asking does not take a turn."""
-        candidates = candidates_of(self.registry.nodes(model), model, self.observations, now=trio.current_time())
-        snapshot = Snapshot(
-            model=model,
-            candidates=tuple(candidate for candidate in candidates if candidate.peer_id not in without),
-            demand=demand or Demand(),
-            turn=self._turns[model],
-            draws=(self._draw(), self._draw(), self._draw()),
-        )
-        return self._policy(snapshot) if snapshot.candidates else []
+        return self.explain(model, demand=demand, without=without)[0]
+
+    def explain(
+        self, model: str, *, demand: Demand | None = None, without: Collection[PeerId] = ()
+    ) -> tuple[list[Ranked], list[PassedOver]]:
+        """As `rank`, and which nodes of the model are no candidates, and why."""
+        demand = demand or Demand()
+        kept, passed = sieve(self.registry.nodes(model), model, demand)
+        views = [view for view in kept if view.peer_id not in without]
+        return (self.policy(self._snapshot(model, demand, views)) if views else []), passed
 
     def choose(self, model: str, *, demand: Demand, without: Collection[PeerId] = ()) -> PeerView | None:
         """The node to try next; None when there is none beside `without`. A retry does not take another turn."""
@@ -50,4 +60,27 @@ class Router:
         if not ranked:
             return None
         self._turns[model] += not without
-        return self.registry.peers[ranked[0].candidate.peer_id]
+        chosen = ranked[0].candidate.peer_id
+        self.prefixes.sent(chosen, demand.blocks)
+        return self.registry.peers[chosen]
+
+    def _snapshot(self, model: str, demand: Demand, views: list[PeerView]) -> Snapshot:
+        held = self.prefixes.held(demand.blocks)
+        cached = {node: min(blocks * BLOCK_TOKENS, demand.prompt_tokens) for node, blocks in held.items()}
+        expected = self.lengths.expected(model, DEFAULT_OUTPUT_TOKENS)
+        return Snapshot(
+            model=model,
+            candidates=candidates_of(views, model, self.observations, now=trio.current_time(), cached=cached),
+            prompt_tokens=demand.prompt_tokens,
+            output_tokens=expected if demand.output_limit is None else min(expected, demand.output_limit),
+            affinity=demand.affinity,
+            prefix=demand.blocks[0] if demand.blocks else b"",
+            turn=self._turns[model],
+            draws=(self._draw(), self._draw(), self._draw()),
+        )
+
+    def _listen(self, event: RegistryEvent) -> None:
+        """A node that went, or whose worker did, has an empty cache when it is back."""
+        view = event.peer
+        if event.kind == "left" or not any(state_of(view, entry) == "ready" for entry in view.record.models):
+            self.prefixes.forget(view.peer_id)

@@ -3,33 +3,36 @@
 1. A snapshot holds values, never live objects: the same snapshot always gives the same order.
 2. Times are in seconds. `None` means "not known yet"; it is never zero and never infinity.
 3. Only nodes that can take the request now, or after waking, are candidates. A node that failed lately stays one.
+4. What a node reports is bounded before anybody computes with it: a node that lies wins no more than a good one would.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from mesh.identity import PeerId
 from mesh.messages.link import ModelLoad
+from mesh.messages.record import ModelState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from gateway.observations import Observations
-    from mesh.identity import PeerId
-    from mesh.messages.inference import InferenceRequest
-    from mesh.messages.record import ModelEntry, ModelState
+    from gateway.observations import Observation, Observations
+    from mesh.messages.record import ModelEntry
     from mesh.registry import PeerView
 
 ROUTABLE: frozenset[ModelState] = frozenset(("ready", "asleep"))
-DEFAULT_OUTPUT_TOKENS = 128
-"""What a request without `max_tokens`, or with a generous one, is expected to generate."""
-BYTES_PER_TOKEN = 4
-"""A hint: a gateway has no tokenizer."""
+MAX_REQUESTS = 100_000
+MAX_RATE = 1_000_000.0
+MAX_WEIGHT = 1_000.0
+MAX_WAKE = 3_600.0
+"""What a report is bounded to: requests, tokens per second, shares, seconds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One node that could take the request."""
 
     peer_id: PeerId
@@ -48,46 +51,31 @@ class Candidate:
     weight: float = 1.0
     ttft: float | None = None
     itl: float | None = None
+    latency: float | None = None
+    """Of the requests that succeeded there, the mean from sending to the end."""
     idle: float | None = None
     """Since this gateway last tried it; None: never tried."""
+    cached: int = 0
+    """Tokens at the start of this prompt that it has probably computed before."""
     suspect: bool = False
     """It failed a moment ago; used only after the others."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Demand:
-    """How much work the request is, as far as a gateway can tell."""
-
-    prompt_tokens: int = 0
-    output_tokens: int = DEFAULT_OUTPUT_TOKENS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The candidates, the request's size, and everything else that an order may depend on."""
 
     model: str
     candidates: tuple[Candidate, ...]
-    demand: Demand = Demand()
+    prompt_tokens: int = 0
+    output_tokens: int = 128
+    affinity: bytes = b""
+    """Requests of one conversation or user have the same; empty: any node is as good."""
+    prefix: bytes = b""
+    """Requests that begin with the same text have the same; empty: there is no text."""
     turn: int = 0
     """How many requests for this model were routed before this one."""
     draws: tuple[float, float, float] = (0.0, 0.0, 0.5)
     """Random numbers in [0, 1): two for picking, one for exploring."""
-
-
-def demand_of(request: InferenceRequest) -> Demand:
-    """Size a request by the length of its texts."""
-    size = _text_bytes(request) // BYTES_PER_TOKEN
-    limit = request.max_tokens or DEFAULT_OUTPUT_TOKENS
-    return Demand(prompt_tokens=size, output_tokens=min(limit, DEFAULT_OUTPUT_TOKENS))
-
-
-def _text_bytes(request: InferenceRequest) -> int:
-    if isinstance(request.prompt, list):
-        return len(request.prompt) * BYTES_PER_TOKEN
-    texts = [request.prompt or "", *(request.inputs or [])]
-    texts += [str(message.get("content") or "") for message in request.messages or []]
-    return sum(map(len, texts))
 
 
 def entry_of(view: PeerView, model: str) -> ModelEntry | None:
@@ -101,38 +89,41 @@ def state_of(view: PeerView, entry: ModelEntry) -> ModelState:
     return load.state if load is not None else entry.state
 
 
-def usable(view: PeerView, model: str) -> bool:
-    """True when a request for the model may be sent there now."""
-    entry = entry_of(view, model)
-    return entry is not None and view.live and state_of(view, entry) in ROUTABLE
-
-
-def candidates_of(views: Iterable[PeerView], model: str, observations: Observations, *, now: float) -> tuple[Candidate, ...]:
-    """The usable nodes among `views`, sorted by peer id so that the order never depends on who connected first."""
-    found = (_candidate(view, model, observations, now) for view in views if usable(view, model))
+def candidates_of(
+    views: Iterable[PeerView], model: str, observations: Observations, *, now: float, cached: Mapping[PeerId, int] | None = None
+) -> tuple[Candidate, ...]:
+    """These nodes as candidates, sorted by peer id so that the order never depends on who connected first."""
+    cached = cached or {}
+    found = (_candidate(view, model, observations.of(view.peer_id, model), now, cached) for view in views)
     return tuple(sorted(found, key=lambda candidate: candidate.peer_id))
 
 
-def _candidate(view: PeerView, model: str, observations: Observations, now: float) -> Candidate:
+def _candidate(view: PeerView, model: str, seen: Observation, now: float, cached: Mapping[PeerId, int]) -> Candidate:
     entry, link = entry_of(view, model), view.link
     assert entry is not None
     assert link is not None
     load = link.load.get(model) or ModelLoad(state=entry.state)
-    seen = observations.of(link.peer_id, model)
     return Candidate(
         peer_id=link.peer_id,
         name=view.record.name,
         state=load.state,
         rtt=link.rtt,
-        busy=seen.busy(load),
+        busy=min(seen.busy(load), MAX_REQUESTS),
         in_flight=seen.in_flight,
-        slots=max(1, load.slots),
-        prefill_rate=load.prefill_rate,
-        decode_rate=load.decode_rate,
-        wake=entry.wake_seconds if load.state == "asleep" else 0.0,
-        weight=entry.weight,
+        slots=min(max(1, load.slots), MAX_REQUESTS),
+        prefill_rate=_bounded(load.prefill_rate, MAX_RATE),
+        decode_rate=_bounded(load.decode_rate, MAX_RATE),
+        wake=_bounded(entry.wake_seconds, MAX_WAKE) if load.state == "asleep" else 0.0,
+        weight=_bounded(entry.weight, MAX_WEIGHT),
         ttft=seen.ttft,
         itl=seen.itl,
+        latency=seen.latency,
         idle=None if seen.tried_at is None else now - seen.tried_at,
-        suspect=now < seen.suspect_until,
+        cached=cached.get(link.peer_id, 0),
+        suspect=seen.suspect(now),
     )
+
+
+def _bounded(value: float, most: float) -> float:
+    """A reported number as one that can be computed with; nonsense is "not known"."""
+    return min(value, most) if value > 0 and math.isfinite(value) else 0.0

@@ -14,6 +14,7 @@ import trio
 
 from mesh.errors import BadRequest, MeshError, Unavailable
 from mesh.messages.inference import Accepted, Delta, Done
+from mesh.service import paced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mesh.service import InferenceService
 
 MAX_UNREAD = 1024 * 1024
+ENOUGH_UNREAD = 64 * 1024
+"""Beyond it the node is asked for no more until the reader came: only a node that cannot wait reaches `MAX_UNREAD`."""
 MAX_TEXT = 16 * 1024 * 1024
 
 
@@ -51,6 +54,7 @@ class AnswerStream:
         self._done: Done | None = None
         self._error: Exception | None = None
         self._news = trio.Event()
+        self._was_read = trio.Event()
         self._ended = trio.Event()
         self._scope = trio.CancelScope()
 
@@ -82,6 +86,7 @@ class AnswerStream:
             await self._news.wait()
         piece = "".join(self._pieces[self._read :])
         self._read, self._unread = len(self._pieces), 0
+        self._was_read.set()
         return piece
 
     async def aclose(self) -> None:
@@ -94,7 +99,7 @@ class AnswerStream:
         """Let `service` answer. For the client, which has the nursery."""
         try:
             with self._scope:
-                await service.infer(request, self._take)
+                await service.infer(request, paced(self._take, self._room))
         except Exception as error:  # noqa: BLE001 - it belongs to the reader, who gets it
             self._error = error
         finally:
@@ -111,6 +116,11 @@ class AnswerStream:
                 self._done = event
             case _:
                 pass
+
+    async def _room(self) -> None:
+        while self._unread > ENOUGH_UNREAD:
+            self._was_read = trio.Event()
+            await self._was_read.wait()
 
     def _add(self, text: str) -> None:
         self._unread += len(text)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from mesh.client.choice import best_first, entry_of, offer_of
 from mesh.errors import BackendFailed, Busy, MeshError, TimedOut, Unavailable
 from mesh.messages.inference import Accepted, Delta, Done
 from mesh.openai.errors import model_not_found
+from mesh.service import paced, room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,7 +142,7 @@ class _Attempt:
     async def run(self, request: InferenceRequest) -> None:
         self._scope.deadline = trio.current_time() + self._patience.first_token
         with self._scope:
-            await self._link.infer(request, self._take)
+            await self._link.infer(request, paced(self._take, self._room))
         if self._ended:
             return
         if not self._scope.cancelled_caught:
@@ -148,6 +150,12 @@ class _Attempt:
         if self.started:
             raise TimedOut(f"{self._link.peer_id} sent nothing for {self._patience.stall:g} s", code="engine_stalled")
         raise TimedOut(f"{self._link.peer_id} sent no first token within {self._patience.first_token:g} s")
+
+    async def _room(self) -> None:
+        """Wait for the reader; meanwhile the node is not late."""
+        self._scope.deadline = math.inf
+        await room(self._emit)
+        self._scope.deadline = trio.current_time() + self._patience.stall
 
     def _take(self, event: Event) -> None:
         if self._scope.cancel_called or self._ended:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -18,20 +17,21 @@ from mesh.best_links import LINKS_PER_MODEL
 from mesh.client.answer import Answer, AnswerStream
 from mesh.client.asking import Asking, Patience
 from mesh.client.requests import Sampling, chat_request, completion_request
-from mesh.identity import Identity, load_identity
+from mesh.client.standing import check_addresses, open_standing
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
-from mesh.state import StateFolder
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from types import TracebackType
     from typing import Self, Unpack
 
     from mesh.client.blocking import BlockingMeshClient
+    from mesh.identity import Identity
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.record import ModelEntry
     from mesh.transport.base import Transport
@@ -59,24 +59,24 @@ class MeshClient:
         bootstrap: Iterable[str] = (),
         mdns: bool = True,
         mesh: str = "default",
+        private: bool = False,
         name: str = "",
         state_dir: Path | str | None = None,
         patience: Patience | None = None,
         links_per_model: int = LINKS_PER_MODEL,
         transport: Callable[[Identity], Transport] | None = None,
     ) -> None:
-        """`state_dir` keeps the identity; without it every client is a new peer. `transport` is libp2p unless a test has its own.
+        """`bootstrap`: addresses and invites. `state_dir` keeps identity and network key. `private`: join no mesh without a key.
 
-        Entering raises Misconfigured for a bootstrap address that is none, or a state folder that is in use.
+        `transport` is libp2p unless a test has its own. Entering raises Misconfigured for what is no address or invite, or a
+        state folder that is in use; Denied when a private mesh does not let us in.
         """
-        self._settings = {
-            "bootstrap": list(bootstrap),
-            "mdns": mdns,
-            "mesh": mesh,
-            "links_per_model": links_per_model,
-        }
+        self._bootstrap = list(bootstrap)
+        self._mesh = mesh
+        self._private = private
+        self._state_dir = state_dir
+        self._settings = {"mdns": mdns, "links_per_model": links_per_model}
         self._name = name
-        self._state_dir = Path(state_dir) if state_dir is not None else None
         self._patience = patience or Patience()
         self._transport = transport
         self._peer: Peer | None = None
@@ -112,7 +112,7 @@ class MeshClient:
                 self._resources.close()
                 raise
             await self._close(type(error), error, error.__traceback__)
-            raise
+            raise _inner(error, keep=None) from None
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -186,12 +186,26 @@ class MeshClient:
         return stream
 
     def _open(self) -> Peer:
-        identity = Identity.generate()
-        if self._state_dir is not None:
-            folder = self._resources.enter_context(StateFolder(self._state_dir))
-            identity = load_identity(folder.path / "identity.pem")
-        name = display_name(self._name, identity.peer_id)
-        settings = PeerSettings(identity=identity, role="client", name=name, **self._settings)  # type: ignore[arg-type]  # by name
+        if self._transport is None:
+            check_addresses(self._bootstrap)
+        standing = open_standing(
+            self._resources,
+            bootstrap=self._bootstrap,
+            mesh=self._mesh,
+            private=self._private,
+            state_dir=self._state_dir,
+            founds=False,
+        )
+        identity, access = standing.identity, standing.access
+        settings = PeerSettings(
+            identity=identity,
+            role="client",
+            name=display_name(self._name, identity.peer_id),
+            mesh=access.mesh,
+            bootstrap=access.bootstrap,
+            access=access,
+            **self._settings,  # type: ignore[arg-type]  # by name
+        )
         if self._transport is not None:
             return Peer(settings, self._transport(identity))
         return Peer(settings, Libp2pTransport(identity, []), direct=DirectTransport(identity, []))

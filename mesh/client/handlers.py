@@ -20,6 +20,7 @@ from mesh.errors import Busy, NotFound, Unavailable
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
+from mesh.service import room
 
 if TYPE_CHECKING:
     from mesh.messages.inference import FinishReason
@@ -97,6 +98,7 @@ class Handlers:
                 if request.max_tokens is not None and count >= request.max_tokens:
                     reason = "length"
                     break
+                await room(emit)
         emit(_done(request, count, reason, Times(began, first, trio.current_time()), running))
 
 

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import enum
+import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import trio
@@ -15,8 +17,8 @@ from mesh.client.answer import Answer, AnswerStream
 from mesh.client.client import MeshClient
 from mesh.client.handlers import Handlers
 from mesh.client.requests import chat_request, completion_request
+from mesh.client.standing import check_addresses, open_standing
 from mesh.errors import BadRequest, Misconfigured
-from mesh.identity import Identity
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
 from mesh.transport.direct import DirectTransport
@@ -24,9 +26,12 @@ from mesh.transport.libp2p import Libp2pTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from mesh.client.handlers import Handler
+    from mesh.identity import Identity
     from mesh.messages.inference import InferenceRequest
+    from mesh.state import StateFolder
     from mesh.transport.base import Transport
 
 _CHAT_TASKS = frozenset(("chat", "conversational"))
@@ -46,6 +51,8 @@ class NodeOptions(TypedDict, total=False):
     bootstrap_peers: Sequence[str]
     enable_mdns: bool
     mesh: str
+    private: bool
+    state_dir: Path | str | None
     name: str
     listen: Sequence[str]
 
@@ -63,6 +70,8 @@ class LibP2PInferenceNode:
         self._handlers = Handlers(self._announce)
         self._peer: Peer | None = None
         self._client: MeshClient | None = None
+        self._resources = ExitStack()
+        self._folder: StateFolder | None = None
         self._scope = trio.CancelScope()
         self._settled = trio.Event()
         self._ended = trio.Event()
@@ -79,10 +88,14 @@ class LibP2PInferenceNode:
         return self._running().peer.addresses
 
     async def start(self) -> None:
-        """Join the mesh. Returns once every bootstrap address was tried. Raises Misconfigured."""
+        """Join the mesh. Returns once every bootstrap address was tried. Raises Misconfigured and Denied."""
         if self._peer is not None:
             raise RuntimeError("this node was started already; make another one")
-        self._peer = self._open()
+        try:
+            self._peer = self._open()
+        except BaseException:
+            self._resources.close()
+            raise
         self._announce()
         # There is no block that could own a nursery between start and stop: the tasks are trio's own, and end with its run.
         trio.lowlevel.spawn_system_task(self._live, MeshClient.around(self._peer))
@@ -141,23 +154,38 @@ class LibP2PInferenceNode:
             with self._scope:
                 async with client:
                     self._client = client
+                    self._write_addresses(client.peer)
                     self._settled.set()
                     await trio.sleep_forever()
         except Exception as error:  # noqa: BLE001 - a system task must not raise; `start` does
             self._error = error
         finally:
             self._client = None
+            self._resources.close()
             self._settled.set()
             self._ended.set()
 
     def _open(self) -> Peer:
-        identity = Identity.generate()
+        bootstrap = list(self._options.get("bootstrap_peers", []))
+        if self._transport is None:
+            check_addresses(bootstrap)
+        standing = open_standing(
+            self._resources,
+            bootstrap=bootstrap,
+            mesh=self._options.get("mesh", "default"),
+            private=self._options.get("private", False),
+            state_dir=self._options.get("state_dir"),
+            founds=True,
+        )
+        self._folder = standing.folder
+        identity, access = standing.identity, standing.access
         settings = PeerSettings(
             identity=identity,
             role="node",
             name=display_name(self._options.get("name", ""), identity.peer_id),
-            mesh=self._options.get("mesh", "default"),
-            bootstrap=list(self._options.get("bootstrap_peers", [])),
+            mesh=access.mesh,
+            bootstrap=access.bootstrap,
+            access=access,
             mdns=self._options.get("enable_mdns", True),
             asks=True,
         )
@@ -165,6 +193,12 @@ class LibP2PInferenceNode:
             return Peer(settings, self._transport(identity), self._handlers)
         listen = list(self._options.get("listen", ["/ip4/0.0.0.0/tcp/0"]))
         return Peer(settings, Libp2pTransport(identity, listen), self._handlers, direct=DirectTransport(identity, listen))
+
+    def _write_addresses(self, peer: Peer) -> None:
+        """For `mesh invite`, which lets others in by way of us."""
+        if self._folder is not None:
+            said = {"role": peer.role, "peer_id": peer.peer_id, "addresses": peer.addresses, "pid": os.getpid()}
+            self._folder.write_addresses(said)
 
     def _announce(self) -> None:
         if self._peer is not None:

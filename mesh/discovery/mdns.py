@@ -5,6 +5,8 @@
    findings; what does not fit is dropped.
 3. It listens on loopback and on every interface that takes multicast, so two peers on one machine need no network.
 4. Ending says goodbye, for at most `GOODBYE_TIMEOUT` seconds.
+5. Whoever is announced is told of again every `AGAIN` seconds, at most the latest `MAX_ANNOUNCED`: zeroconf tells of each once,
+   and a peer may be out of reach for longer than the rest of the program remembers it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ __all__ = ["Found", "Mdns"]
 
 SERVICE = "_p2p._udp.local."
 MAX_PENDING = 256
+MAX_ANNOUNCED = 256
+AGAIN = 60.0
 GOODBYE_TIMEOUT = 1.0
 
 _GROUP = "224.0.0.251"
@@ -51,6 +55,7 @@ class Mdns:
         self.heard_itself = not addresses
         """Our own announcement came back: multicast works on this machine. True without addresses: nothing can come back."""
         self._peer_id = peer_id
+        self._announced: dict[str, Found] = {}
         self._text = encode(Found(peer_id, list(addresses), mesh, role))
 
     async def run(self, found: Callable[[Found], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -67,20 +72,30 @@ class Mdns:
         self.interfaces = [f"{interface.name} {interface.host}" for interface in usable]
         sender, receiver = trio.open_memory_channel[Found](MAX_PENDING)
         try:
-            listener = _Listener(trio.lowlevel.current_trio_token(), sender)
+            listener = _Listener(trio.lowlevel.current_trio_token(), sender, self._announced)
             await trio.to_thread.run_sync(lambda: ServiceBrowser(zeroconf, SERVICE, listener=listener))
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._announce, zeroconf, usable)
+                nursery.start_soon(self._tell_again, found)
                 async for finding in receiver:
-                    if finding.peer_id == self._peer_id:
-                        self.heard_itself = True
-                    else:
-                        found(finding)
+                    self._tell(finding, found)
         finally:
             receiver.close()
             with trio.move_on_after(GOODBYE_TIMEOUT, shield=True):
                 await trio.to_thread.run_sync(_close, zeroconf, abandon_on_cancel=True)
+
+    def _tell(self, finding: Found, found: Callable[[Found], None]) -> None:
+        if finding.peer_id == self._peer_id:
+            self.heard_itself = True
+        else:
+            found(finding)
+
+    async def _tell_again(self, found: Callable[[Found], None]) -> None:
+        while True:
+            await trio.sleep(AGAIN)
+            for finding in list(self._announced.values()):
+                self._tell(finding, found)
 
     async def _announce(self, zeroconf: Zeroconf, usable: list[Interface]) -> None:
         # libp2p asks for a random name: it says nothing about the peer, and needs no search for others of the same name.
@@ -103,9 +118,13 @@ class Mdns:
 class _Listener(ServiceListener):  # type: ignore[misc]  # untyped base
     """Called by zeroconf in its browser's thread, where it may wait for an answer."""
 
-    def __init__(self, token: trio.lowlevel.TrioToken, sender: trio.MemorySendChannel[Found]) -> None:
+    def __init__(
+        self, token: trio.lowlevel.TrioToken, sender: trio.MemorySendChannel[Found], announced: dict[str, Found]
+    ) -> None:
+        """`announced` is kept by service name, in trio's thread."""
         self._token = token
         self._sender = sender
+        self._announced = announced
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         try:
@@ -119,15 +138,21 @@ class _Listener(ServiceListener):  # type: ignore[misc]  # untyped base
         finding = decode(service.text or b"")
         if finding is not None:
             with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._hand_over, finding)
+                self._token.run_sync_soon(self._hand_over, name, finding)
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         self.add_service(zc, type_, name)
 
-    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """Nothing: whether a peer is there, its link says."""
+    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002 - zeroconf's signature
+        """It is not told of again. Whether a peer is there, its link says."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(lambda: self._announced.pop(name, None))
 
-    def _hand_over(self, finding: Found) -> None:
+    def _hand_over(self, name: str, finding: Found) -> None:
+        self._announced.pop(name, None)
+        self._announced[name] = finding
+        if len(self._announced) > MAX_ANNOUNCED:
+            del self._announced[next(iter(self._announced))]
         with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             self._sender.send_nowait(finding)
 

@@ -29,7 +29,7 @@ class Exchange:
     def __init__(self, output: Output, incoming: Incoming | None, *, keep_alive: bool, buffered_bytes: int) -> None:
         self.keep_alive = keep_alive
         self.started = False
-        self.writer = StreamWriter(self._write)
+        self.writer = StreamWriter(self._write, flushed=output.flushed)
         self._content_type = ""
         self._output = output
         self._buffered_bytes = buffered_bytes

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import trio.lowlevel
 
 if TYPE_CHECKING:
     from mesh.http.websocket import WebSocket
@@ -58,10 +59,16 @@ class Response:
 class StreamWriter:
     """The body of a streaming answer, as its producer sees it."""
 
-    def __init__(self, send: Callable[[bytes], None], headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        send: Callable[[bytes], None],
+        headers: dict[str, str] | None = None,
+        flushed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> None:
         self.headers = dict(headers or {})
         """Of the answer; changes count until the first write."""
         self._send = send
+        self._flushed = flushed
 
     def write(self, data: bytes) -> None:
         """Queue bytes; they are sent at once when the client keeps up. Never blocks and never raises.
@@ -70,6 +77,10 @@ class StreamWriter:
         """
         if data:
             self._send(data)
+
+    async def room(self) -> None:
+        """Wait until the client's socket has taken all that was written. A client that takes nothing is dropped in the end."""
+        await self._flushed()
 
 
 Produce = Callable[[StreamWriter], Awaitable[None]]

@@ -102,6 +102,10 @@ class WebSocket:
         self._pass_on()
         self._bound()
 
+    async def room(self) -> None:
+        """Wait until the client's socket has taken all that was sent. A client that takes nothing is dropped in the end."""
+        await self._output.flushed()
+
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
         """Say goodbye and wait for the client's answer, at most `close_seconds`."""
         self._say_close(code, reason)

@@ -1,6 +1,7 @@
 """Link messages to bytes and back.
 
-1. Each message is encoded by itself, once; a frame body is an array header and the messages joined.
+1. Each message is encoded by itself, once; a frame body is an array header and the messages joined. It is decoded by itself too,
+   because its size counts (`credit.py`).
 2. One message that cannot be understood never hides the others of its frame: an unknown kind and a request or event of the wrong
    shape are reported, anything else of the wrong shape is a `FrameError`.
 3. A frame holds at most `MAX_MESSAGES`: decoding must not take many times the memory of the frame.
@@ -26,7 +27,6 @@ MAX_KIND = 64
 """Characters of an unknown kind that are worth repeating."""
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[LinkMessage])
 _one = msgspec.msgpack.Decoder(LinkMessage)
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
 # RecursionError: msgspec refuses deep nesting with it.
@@ -75,25 +75,18 @@ def join(parts: Sequence[bytes]) -> bytes:
     return b"".join((struct.pack(">BI", 0xDD, len(parts)), *parts))
 
 
-def decode(body: bytes) -> list[Received]:
-    """The messages of a frame body, in order. Raises FrameError."""
+def parts(body: bytes) -> list[msgspec.Raw]:
+    """The messages of a frame body, in order, not decoded yet; `len` is the size of each. Raises FrameError."""
     if _length(body) > MAX_MESSAGES:
         raise FrameError(f"a frame of more than {MAX_MESSAGES} messages")
     try:
-        return list(_decoder.decode(body))
-    except _BROKEN:
-        return _decode_each(body)
-
-
-def _decode_each(body: bytes) -> list[Received]:
-    try:
-        parts = _raw.decode(body)
+        return _raw.decode(body)
     except _BROKEN as error:
         raise FrameError(f"not an array of messages: {error}") from error
-    return [_decode_one(part) for part in parts]
 
 
-def _decode_one(part: msgspec.Raw) -> Received:
+def decode_one(part: msgspec.Raw | bytes) -> Received:
+    """One message. Raises FrameError."""
     try:
         message: LinkMessage = _one.decode(part)
     except _BROKEN as error:
@@ -101,7 +94,12 @@ def _decode_one(part: msgspec.Raw) -> Received:
     return message
 
 
-def _diagnose(part: msgspec.Raw, error: Exception) -> UnknownKind | Malformed:
+def decode(body: bytes) -> list[Received]:
+    """The messages of a frame body, in order. Raises FrameError."""
+    return [decode_one(part) for part in parts(body)]
+
+
+def _diagnose(part: msgspec.Raw | bytes, error: Exception) -> UnknownKind | Malformed:
     try:
         envelope = _envelope.decode(part)
     except _BROKEN as broken:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from mesh.errors import Unavailable
 from mesh.framing import FrameReader, frame
-from mesh.link.codec import decode, encode, join
+from mesh.link.codec import decode_one, encode, join, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import msgspec
 
     from mesh.link.codec import Received
     from mesh.messages.link import LinkMessage
@@ -26,7 +28,7 @@ class Greeting:
         self._channel = channel
         self._frames = frames
         self._heard = heard
-        self._unread: deque[Received] = deque()
+        self._unread: deque[msgspec.Raw] = deque()
 
     async def say(self, message: LinkMessage) -> None:
         """Write one message."""
@@ -40,10 +42,10 @@ class Greeting:
                 raise Unavailable(f"{self._channel.peer_id} closed the connection before it said hello", code="no_hello")
             self._heard()
             for body in self._frames.feed(bytes(data)):
-                self._unread += decode(body)
-        return self._unread.popleft()
+                self._unread += parts(body)
+        return decode_one(self._unread.popleft())
 
-    def rest(self) -> list[Received]:
+    def rest(self) -> list[msgspec.Raw]:
         """What came and was not heard yet."""
         rest = list(self._unread)
         self._unread.clear()

@@ -1,31 +1,32 @@
 """One link: hello, then one reader and one writer until the channel dies.
 
-1. Nothing but hello (or `Refused`) is said before both hellos are checked; each side has `HELLO_LIMIT` seconds. In a private mesh
-   the proofs of `proof.py` come before.
-2. A hello's record is signed by the peer that the channel proves.
-3. Whatever the other side sends, at worst its own link ends; `reason` says why.
-4. When `run` has returned or raised, the channel is closed and every request in both directions has ended.
+1. Whatever the other side sends, at worst its own link ends; `reason` says why.
+2. When `run` has returned or raised, the channel is closed and every request in both directions has ended.
+3. What is newer than the first version of the protocol is said only when both sides have its feature.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.errors import BadRequest, Conflict, Denied, MeshError, Unavailable
-from mesh.framing import FrameError, FrameReader, frame
-from mesh.link.codec import Malformed, UnknownKind, decode, encode, join
+from mesh.errors import BadRequest, MeshError, Unavailable
+from mesh.framing import FrameError, FrameReader
+from mesh.link.codec import Malformed, UnknownKind, decode_one, encode, parts
+from mesh.link.features import CREDIT, PIECES, common
 from mesh.link.greeting import Greeting
+from mesh.link.hello import meet
 from mesh.link.opened import OpenedRequests
-from mesh.link.proof import Credentials, Prover, private_mesh
+from mesh.link.pieces import Assembly
 from mesh.link.pulse import INTERVAL, SILENCE, Pulse
+from mesh.link.refusal import refusal_of, refuse
 from mesh.link.served import ServedRequests
 from mesh.link.writer import LinkWriter
 from mesh.messages.link import (
     Cancel,
+    Credit,
     Drained,
     Emit,
     Heartbeat,
@@ -35,58 +36,32 @@ from mesh.messages.link import (
     LinkMessage,
     ModelLoad,
     Open,
-    Prove,
+    Piece,
     Records,
     Refused,
     Unknown,
     Upgrade,
     UpgradeOffer,
 )
-from mesh.record import RecordError, open_record
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    import msgspec
 
     from mesh.identity import PeerId
     from mesh.link.codec import Received
+    from mesh.link.side import Control, LinkSide
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.record import NodeRecord
     from mesh.service import Emit as EmitEvent
-    from mesh.service import InferenceService
     from mesh.transport.base import Carrier, Channel
 
-HELLO_LIMIT = 5.0
 CLOSE_LIMIT = 2.0
 READ_SIZE = 64 * 1024
 MAX_UNKNOWN_KINDS = 64
 MAX_MODELS = 1_000
-CONFLICTS = frozenset({"duplicate", "replaced", "same_identity"})
-"""Codes of `Refused` that mean a Conflict; every other one is a Denied."""
 _LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 logger = logging.getLogger(__name__)
-
-Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained
-
-
-async def _ignore(_link: Link, _message: Control) -> None:
-    """Hear nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkSide:
-    """What our side brings to a link. The callables are asked when it matters, so they always tell the present."""
-
-    hello: Callable[[], Hello]
-    credentials: Credentials | None = None  # of a private mesh
-    service: InferenceService | None = None
-    load: Callable[[], Mapping[str, ModelLoad]] = dict
-    admit: Callable[[Link], None] = lambda _link: None
-    """Called once the other side's hello is checked. A MeshError that it raises refuses the link, with its code and message."""
-    up: Callable[[Link], None] = lambda _link: None
-    """Called once both sides are in, before anything else is read."""
-    heard: Callable[[Link, Control], Awaitable[None]] = _ignore
-    """Called for each control message, after the link took it in. The reader waits for it."""
 
 
 class Link:
@@ -105,6 +80,8 @@ class Link:
         self.reason = ""
         self.known_keys: frozenset[str] = frozenset()
         """Ids of the network keys that the other side said it has."""
+        self.features: frozenset[str] = frozenset()
+        """What both sides can do beyond the first version; see `features.py`."""
         self.remote_address = channel.remote_address
         self._channel = channel
         self._side = side
@@ -113,6 +90,7 @@ class Link:
         self._opened = OpenedRequests(self._writer)
         self._served: ServedRequests | None = None
         self._frames = FrameReader()
+        self._assembly = Assembly()
         self._scope = trio.CancelScope()
         self._ended_cleanly = False
         self._refusal: MeshError | None = None
@@ -147,7 +125,7 @@ class Link:
         Raises Denied or Conflict when either side refuses the other, Unavailable when there is no hello within HELLO_LIMIT.
         """
         try:
-            rest = await self._greet()
+            rest = await self._meet()
             await self._live(rest, task_status)
         finally:
             self._abort()
@@ -210,80 +188,28 @@ class Link:
         if not self._ended_cleanly:
             self._channel.abort()
 
-    # Hello
+    # Life
 
-    async def _greet(self) -> list[Received]:
-        with trio.move_on_after(HELLO_LIMIT) as limit:
-            first, rest = await self._exchange_hello()
-        if limit.cancelled_caught:
-            raise Unavailable(f"{self.peer_id} did not say hello within {HELLO_LIMIT:g} s", code="no_hello")
-        match first:
-            case Hello():
-                await self._admit(first)
-                return rest
-            case Prove():
-                raise private_mesh()
-            case Refused():
-                raise _refusal(first)
-            case _:
-                raise Unavailable(f"{self.peer_id} spoke before it said hello", code="no_hello")
-
-    async def _exchange_hello(self) -> tuple[object, list[Received]]:
+    async def _meet(self) -> list[msgspec.Raw]:
+        """Both hellos. Returns what came after the other side's."""
         greeting = Greeting(self._channel, self._frames, self._pulse.heard)
+        met = await meet(self._channel, greeting, self._side, dialled=self.dialled)
+        self.hello, self.record, self.known_keys = met.hello, met.record, met.known_keys
+        self.features = common(self._side.features, met.hello)
+        self._opened.credit = CREDIT in self.features
+        self._writer.pieces = PIECES in self.features
         try:
-            instead = await self._prove(greeting)
-            if instead is not None:
-                return instead, []
-            await greeting.say(self._side.hello())
-            return await greeting.hear(), greeting.rest()
-        except FrameError as error:
-            raise Unavailable(f"{self.peer_id} does not speak this protocol: {error}", code="no_hello") from error
-        except _LOST as error:
-            raise Unavailable(f"{self.peer_id} closed the connection before it said hello", code="no_hello") from error
-
-    async def _prove(self, greeting: Greeting) -> Received | None:
-        """What the other side said instead of its proof, if anything."""
-        if self._side.credentials is None:
-            return None
-        prover = Prover(self._side.credentials, self.peer_id, dialled=self.dialled)
-        try:
-            return await prover.run(greeting)
-        except Denied as error:
-            await refuse(self._channel, error.code, error.message)
-            raise
-        finally:
-            self.known_keys = prover.theirs
-
-    async def _admit(self, hello: Hello) -> None:
-        try:
-            self.hello, self.record = hello, self._check(hello)
             self._side.admit(self)
         except MeshError as error:
             await refuse(self._channel, error.code, error.message)
             raise
+        return greeting.rest()
 
-    def _check(self, hello: Hello) -> NodeRecord:
-        ours = self._side.hello().mesh
-        if hello.mesh != ours:
-            raise Denied(
-                f"one peer is in mesh {ours!r} and the other in {hello.mesh[:64]!r}; start both with the same --mesh",
-                code="other_mesh",
-                status=403,
-            )
-        try:
-            record = open_record(hello.record)
-        except RecordError as error:
-            raise Denied(f"the record in the hello is bad: {error}", code="bad_record", status=403) from error
-        if record.peer_id != self.peer_id or record.mesh != hello.mesh:
-            raise Denied("the record in the hello is of another peer or mesh", code="bad_record", status=403)
-        return record
-
-    # Life
-
-    async def _live(self, rest: list[Received], task_status: trio.TaskStatus[Link]) -> None:
+    async def _live(self, rest: list[msgspec.Raw], task_status: trio.TaskStatus[Link]) -> None:
         with self._scope:
             async with trio.open_nursery() as nursery:
-                self._served = ServedRequests(self._writer, self._side.service, self._side.load, nursery)
+                credit = CREDIT in self.features
+                self._served = ServedRequests(self._writer, self._side.service, self._side.load, nursery, credit=credit)
                 self._writer.beat()
                 self._side.up(self)
                 task_status.started(self)
@@ -314,13 +240,13 @@ class Link:
     def _heartbeat(self) -> bytes:
         return encode(Heartbeat(trio.current_time(), self._pulse.echo(), dict(self._side.load())))
 
-    async def _read(self, rest: list[Received], served: ServedRequests) -> None:
+    async def _read(self, rest: list[msgspec.Raw], served: ServedRequests) -> None:
         try:
             await self._take_all(rest, served)
             while data := await self._channel.receive_some(READ_SIZE):
                 self._pulse.heard()
                 for body in self._frames.feed(bytes(data)):
-                    await self._take_all(decode(body), served)
+                    await self._take_all(parts(body), served)
             self._end("the other side closed it")
         except FrameError as error:
             logger.warning("link to %s ended: it broke the protocol: %s", self.peer_id, error)
@@ -337,12 +263,27 @@ class Link:
             logger.exception("link to %s ended: our side failed on one of its messages", self.peer_id)
             self._end("our side failed on one of its messages")
 
-    async def _take_all(self, messages: list[Received], served: ServedRequests) -> None:
-        for message in messages:
+    async def _take_all(self, messages: list[msgspec.Raw], served: ServedRequests) -> None:
+        for part in messages:
+            message = decode_one(part)
             # The first case is one token of one request: no call, no await that it does not need.
             if isinstance(message, Emit):
-                self._opened.take(message.stream, message.event)
+                self._opened.take(message.stream, message.event, len(part))
             else:
+                await self._take(message, served)
+
+    async def _take_piece(self, piece: Piece, served: ServedRequests) -> None:
+        if not self._writer.pieces:
+            raise FrameError("a piece from a peer that does not know them")
+        whole = self._assembly.add(piece)
+        if whole is None:
+            return
+        match message := decode_one(whole):
+            case Emit():
+                self._opened.take(message.stream, message.event, len(whole))
+            case Piece():
+                raise FrameError("a piece made of pieces")
+            case _:
                 await self._take(message, served)
 
     async def _take(self, message: Received, served: ServedRequests) -> None:
@@ -351,6 +292,10 @@ class Link:
                 served.open(message)
             case Cancel():
                 served.cancel(message.stream)
+            case Credit():
+                served.grant(message)
+            case Piece():
+                await self._take_piece(message, served)
             case Heartbeat() | Records() | Leave() | Keys() | Upgrade() | UpgradeOffer() | Drained():
                 await self._hear(message)
             case Malformed(opened=True):
@@ -362,7 +307,7 @@ class Link:
             case Unknown():
                 logger.debug("%s does not know messages of kind %.64r", self.peer_id, message.kind)
             case Refused():
-                raise _refusal(message)
+                raise refusal_of(message)
             case _:
                 raise FrameError("a second hello")
 
@@ -384,25 +329,3 @@ class Link:
         if kind not in self._unknown and len(self._unknown) < MAX_UNKNOWN_KINDS:
             self._unknown.add(kind)
             self.send(Unknown(kind))
-
-
-async def refuse(channel: Channel, code: str, message: str) -> None:
-    """Tell a peer why it gets no link, and close its channel. Blocks for at most a second; errors do not matter here."""
-    with trio.move_on_after(1):
-        try:
-            await channel.send_all(frame(join([encode(Refused(code, message))])))
-            # Closing a socket with unread bytes resets it, and the reset may overtake the refusal: let the other side end it.
-            while await channel.receive_some(READ_SIZE):
-                pass
-        except _LOST:
-            pass
-    channel.abort()
-
-
-def _refusal(message: Refused) -> MeshError:
-    code = message.code[:64]
-    # The text ends up in our operator's log: one line, bounded.
-    text = " ".join(message.message.split())[:300]
-    if code in CONFLICTS:
-        return Conflict(f"the other side refused the link: {text}", code=code)
-    return Denied(f"the other side refused the link: {text}", code=code, status=403)

@@ -3,6 +3,8 @@
 1. A number is used once in the life of a link; events for a number that is not open any more are ignored.
 2. Every `infer` ends: with `Done`, with the other side's error, with `link_lost`, or by cancellation, which sends `Cancel`.
 3. A caller whose `emit` raises ends its own request and nothing else.
+4. Where the other side keeps to credit, a request gets more only when its caller has room: what the caller does not read waits on
+   the other side (`credit.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import trio
 
 from mesh.errors import BackendFailed, BadRequest, Busy, Unavailable
 from mesh.link.codec import MAX_MESSAGE, encode
+from mesh.link.credit import QUANTUM, WINDOW
+from mesh.link.pieces import PIECE
 from mesh.messages.inference import Done, Event, Fail
-from mesh.messages.link import Cancel, Open
-from mesh.service import error_of
+from mesh.messages.link import Cancel, Credit, Open
+from mesh.service import error_of, room
 
 if TYPE_CHECKING:
     from mesh.link.writer import LinkWriter
@@ -29,14 +33,31 @@ MAX_IN_FLIGHT = 256
 @dataclass(slots=True)
 class _Request:
     emit: Emit
-    ended: trio.Event = field(default_factory=trio.Event)
+    large: bool
+    """Its `Open` travels with the large messages."""
+    ended: bool = False
     error: Exception | None = None
+    taken: int = 0
+    """Bytes of its events that no credit was given back for."""
+    news: trio.Event = field(default_factory=trio.Event)
+    """It ended, or so much was taken that credit is due."""
+    waiting: trio.CancelScope | None = None
+    """While it waits for its caller to have room."""
+
+    def end(self, error: Exception | None) -> None:
+        self.ended = True
+        self.error = error
+        self.news.set()
+        if self.waiting is not None:
+            self.waiting.cancel()
 
 
 class OpenedRequests:
     """The asking half of a link."""
 
     def __init__(self, writer: LinkWriter) -> None:
+        self.credit = False
+        """Whether the other side keeps to credit."""
         self._writer = writer
         self._requests: dict[int, _Request] = {}
         self._next = 1
@@ -55,36 +76,63 @@ class OpenedRequests:
         message = encode(Open(number, request))
         if len(message) > MAX_MESSAGE:
             raise BadRequest(f"the request has {len(message)} bytes; at most {MAX_MESSAGE} travel on a link", status=413)
-        self._requests[number] = entry = _Request(emit)
+        self._requests[number] = entry = _Request(emit, len(message) > PIECE)
         try:
-            await self._run(entry, message)
+            await self._run(number, entry, message)
         finally:
             if self._requests.pop(number, None) is not None:
-                self._writer.put(encode(Cancel(number)))
+                self._cancel(number, entry)
 
-    async def _run(self, entry: _Request, message: bytes) -> None:
+    async def _run(self, number: int, entry: _Request, message: bytes) -> None:
         await self._writer.room()
-        if not entry.ended.is_set():
+        if not entry.ended:
             self._writer.put(message)
-        await entry.ended.wait()
+        await entry.news.wait()
+        while not entry.ended:
+            await self._renew(number, entry)
+            await entry.news.wait()
         if entry.error is not None:
             raise entry.error
 
-    def take(self, number: int, event: Event) -> None:
-        """Hand an event to its request. Runs in the link's reader."""
+    async def _renew(self, number: int, entry: _Request) -> None:
+        """Give credit back once the caller has room; return early when the request ends."""
+        with trio.CancelScope() as entry.waiting:
+            await room(entry.emit)
+        entry.waiting = None
+        if not entry.ended:
+            self._writer.put(encode(Credit(number, entry.taken)))
+            entry.taken = 0
+            entry.news = trio.Event()
+
+    def _cancel(self, number: int, entry: _Request) -> None:
+        message = encode(Cancel(number))
+        if entry.large:
+            # It may still wait behind its own `Open`, and must not overtake it.
+            self._writer.put_large(message)
+        else:
+            self._writer.put(message)
+
+    def take(self, number: int, event: Event, size: int) -> None:
+        """Hand an event that came in `size` bytes to its request. Runs in the link's reader."""
         entry = self._requests.get(number)
-        if entry is None or entry.ended.is_set():
+        if entry is None or entry.ended:
             return
-        match event:
-            case Fail():
-                self._end(number, error_of(event))
-            case _:
-                self._emit(number, entry, event)
+        entry.taken += size
+        if isinstance(event, Fail):
+            self._end(number, error_of(event))
+        elif entry.taken < QUANTUM or not self.credit or isinstance(event, Done):
+            self._emit(number, entry, event)
+        elif entry.taken - size >= WINDOW:
+            self._overrun(number, entry)
+        else:
+            entry.news.set()
+            self._emit(number, entry, event)
 
     def fail(self, number: int, why: str) -> None:
         """The other side sent something for this request that nobody understands."""
-        if number in self._requests:
-            self._writer.put(encode(Cancel(number)))
+        entry = self._requests.get(number)
+        if entry is not None:
+            self._cancel(number, entry)
             self._end(number, BackendFailed(f"the node answered with a message that this version cannot read: {why}"))
 
     def lose(self, why: str) -> None:
@@ -93,20 +141,21 @@ class OpenedRequests:
         for number in list(self._requests):
             self._end(number, self._fresh_loss())
 
+    def _overrun(self, number: int, entry: _Request) -> None:
+        self._cancel(number, entry)
+        self._end(number, BackendFailed(f"the node sent more than the {WINDOW} bytes that it had credit for"))
+
     def _emit(self, number: int, entry: _Request, event: Event) -> None:
         try:
             entry.emit(event)
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller of `infer`, which raises it
-            entry.error = error
-            entry.ended.set()
+            entry.end(error)
         else:
             if isinstance(event, Done):
                 self._end(number, None)
 
     def _end(self, number: int, error: Exception | None) -> None:
-        entry = self._requests.pop(number)
-        entry.error = error
-        entry.ended.set()
+        self._requests.pop(number).end(error)
 
     def _fresh_loss(self) -> Unavailable:
         assert self._lost is not None

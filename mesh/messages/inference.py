@@ -66,10 +66,16 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     stream: bool = True
     """False: the answer is taken in one piece. Nothing of it is shown before its end, so another node may start over."""
     tenant: str = "anonymous"
+    affinity: str = ""
+    """Requests of one conversation or user share it (`prompt_cache_key`, else `user`): a gateway sends them to one node."""
     created: int = 0
     """Unix seconds at the gateway: the chat template's clock, so that a resumed request renders the same prompt."""
     deadline_ms: int | None = None
     """Milliseconds left when it was sent; no two machines compare wall clocks."""
+    priority: int = 0
+    """Higher is served earlier where requests wait for one engine."""
+    prior: list[list[int]] = []
+    """Per choice the token ids that another node gave out already: the answer goes on behind them, as if never interrupted."""
 
 
 class Usage(msgspec.Struct, frozen=True):

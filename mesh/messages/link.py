@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from mesh.messages.inference import Event, InferenceRequest
@@ -126,6 +128,23 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     stream: int
 
 
+class Credit(msgspec.Struct, frozen=True, tag="credit"):
+    """The opener took `amount` bytes of a request's events and can take as many more. Only with the feature `credit`."""
+
+    stream: int
+    amount: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Piece(msgspec.Struct, frozen=True, tag="piece"):
+    """The next bytes of one encoded message that is too large to be sent at once. Only with the feature `pieces`.
+
+    A link carries the pieces of one message at a time, other messages between them.
+    """
+
+    data: bytes
+    last: bool = False
+
+
 class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
     """The answer to a message kind that the receiver does not know; it was ignored."""
 
@@ -163,6 +182,8 @@ LinkMessage = (
     | Open
     | Emit
     | Cancel
+    | Credit
+    | Piece
     | Upgrade
     | UpgradeOffer
     | Drained

@@ -69,5 +69,60 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     events: list[tuple[int, Event]]
 
 
+class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The prefix cache (contract R72). Sizes in tokens; hits and misses count requests, evictions and nodes those of the tree."""
+
+    hit_rate: float = 0.0
+    hits: int = 0
+    misses: int = 0
+    evictable_size: int = 0
+    protected_size: int = 0
+    total_cached: int = 0
+    total_capacity: int = 0
+    evictions: int = 0
+    node_count: int = 0
+
+
+class GpuStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker's accelerator (contract R70). None: the driver does not tell."""
+
+    utilization_percent: float | None = None
+    memory_used_gb: float
+    memory_total_gb: float
+    temperature_c: float | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine since its start (contract R71), in milliseconds per finished request where it says `avg`."""
+
+    total_requests: int = 0
+    completed_requests: int = 0
+    failed_requests: int = 0
+    total_tokens_generated: int = 0
+    avg_queue_time_ms: float = 0.0
+    avg_prefill_time_ms: float = 0.0
+    avg_decode_time_ms: float = 0.0
+    queue_size: int = 0
+    queue_capacity: int = 0
+    concurrent_requests: int = 0
+    preemptions: int = 0
+    broken_steps: int = 0
+    cache: CacheStats = CacheStats()
+    gpu: GpuStats | None = None
+
+
+class Alive(msgspec.Struct, frozen=True, kw_only=True, tag="alive"):
+    """Worker to node, every second, from a thread that computes nothing: how the engine is.
+
+    A wedged engine shows as the same `step` again and again while `busy_seconds`, the age of what it is doing, grows.
+    """
+
+    step: int
+    running: int
+    waiting: int
+    busy_seconds: float
+    stats: EngineStats
+
+
 ToWorker = Submit | Abort
-FromWorker = Loading | Ready | Refusal | Step
+FromWorker = Loading | Ready | Refusal | Step | Alive

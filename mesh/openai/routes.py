@@ -26,6 +26,7 @@ from mesh.openai.errors import error_event, model_not_found
 from mesh.openai.parse import parse_chat, parse_completion
 from mesh.openai.translate import Identity, chat_inference, completion_inference, model_object
 from mesh.openai.wording import Wording
+from mesh.service import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +160,7 @@ class _Stream:
 
     async def run(self, service: InferenceService, inference: InferenceRequest) -> None:
         try:
-            await service.infer(inference, self._take)
+            await service.infer(inference, paced(self._take, self._writer.room))
             _ended(self._done)
         except Exception as error:
             if self._started and self._done is None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mesh.messages.inference import Task
     from mesh.messages.record import ModelEntry
 
+MAX_AFFINITY = 256
+"""Characters of it that count."""
 _SEED_MASK = 2**63 - 1
 
 
@@ -92,6 +94,7 @@ def _inference(
         seed=_or(body.seed, identity.seed) & _SEED_MASK,
         stop=stop or [],
         stream=bool(body.stream),
+        affinity=(body.prompt_cache_key or body.user or "")[:MAX_AFFINITY],
     )
 
 

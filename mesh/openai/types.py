@@ -127,6 +127,7 @@ class _Sampling(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    prompt_cache_key: str | None = None
 
 
 class ChatRequest(_Sampling, kw_only=True):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry, ModelState
+    from mesh.messages.worker import Alive
     from mesh.service import Emit
 
 
@@ -34,6 +35,10 @@ class BackendStatus:
     last_error: str | None = None
     refused: bool = False
     """True when trying again cannot help: the model itself cannot be served."""
+    engine: Alive | None = None
+    """What the built-in engine last told of itself; None for other backends, and before it told anything."""
+    heard: float | None = None
+    """Seconds since anything was heard of it."""
 
 
 class Backend(ABC):

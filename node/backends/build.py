@@ -65,6 +65,7 @@ def _settings(config: NodeConfig, model: str, path: Path) -> TorchSettings:
         dtype=config.dtype,
         slots=config.slots,
         context=config.context,
+        cache_mib=config.cache_mib,
         restarts=RestartPolicy(limit=config.max_restarts),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import socket
 import sys
 import time
@@ -22,7 +23,7 @@ import trio
 from mesh.errors import Busy, Misconfigured, Unavailable
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
-from mesh.messages.worker import FromWorker, Loading, Ready, Refusal, Step
+from mesh.messages.worker import Alive, FromWorker, Loading, Ready, Refusal, Step
 from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.backends.conversation import Conversation, ProtocolBroken
 from node.process import ChildProcess
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TorchSettings:
-    """One model for the built-in engine. `slots` and `context` None leave the choice to the worker."""
+    """One model for the built-in engine. `slots`, `context` and `cache_mib` None leave the choice to the worker."""
 
     model: str
     path: Path
@@ -56,6 +57,7 @@ class TorchSettings:
     dtype: str = "auto"
     slots: int | None = None
     context: int | None = None
+    cache_mib: int | None = None
     max_waiting: int = 256
     """Requests beyond the slots; one more is refused with Busy."""
     weight: float = 1.0
@@ -71,6 +73,8 @@ class TorchSettings:
             argv += ["--slots", str(self.slots)]
         if self.context is not None:
             argv += ["--context", str(self.context)]
+        if self.cache_mib is not None:
+            argv += ["--cache-mib", str(self.cache_mib)]
         return argv
 
 
@@ -101,6 +105,13 @@ class TorchBackend(Backend):
         self._conversation: Conversation | None = None
         self._child: ChildProcess | None = None
         self._refusal: str | None = None
+        self._pulse: Alive | None = None
+        self._heard = -math.inf
+
+    @property
+    def pulse(self) -> tuple[Alive, float] | None:
+        """What this life of the worker last told of its engine, and how many seconds ago it told anything at all."""
+        return None if self._pulse is None else (self._pulse, trio.current_time() - self._heard)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the worker alive until cancelled; `started()` when it answers, was refused or is in a crash loop."""
@@ -129,6 +140,8 @@ class TorchBackend(Backend):
             uptime=supervisor.uptime,
             last_error=supervisor.last_error,
             refused=supervisor.refused,
+            engine=self._pulse,
+            heard=trio.current_time() - self._heard if self._pulse is not None else None,
         )
 
     def _not_ready(self) -> Unavailable:
@@ -186,14 +199,17 @@ class TorchBackend(Backend):
                     patience = 0.0
                 nursery.cancel_scope.cancel()
         finally:
-            self._conversation = None
+            self._conversation = self._pulse = None
             conversation.lose(f"the worker of {self.entry.id} died; the request can be sent again")
             self._supervisor.lost()
             stream.socket.close()
         life.deadline = min(life.deadline, trio.current_time() + patience)
 
     def _hear(self, message: FromWorker) -> None:
+        self._heard = trio.current_time()
         match message:
+            case Alive():
+                self._pulse = message
             case Step(load=load):
                 self.load = _load_of(load)
             case Loading():

@@ -1,8 +1,8 @@
-"""Attention over the slot cache, as a function that Hugging Face modelling code calls in each layer.
+"""Attention over the arena, as a function that Hugging Face modelling code calls in each layer.
 
 1. All tokens of a step stand in one row [1, tokens]: first one token for each decoding sequence, then the prompt pieces one after
    another, then padding. Linear layers see one matrix; only this function knows where one sequence ends.
-2. It writes the new keys and values into the cache and lets each token see its own sequence up to itself, and no further back
+2. It writes the new keys and values into the arena and lets each token see its own sequence up to itself, and no further back
    than the layer's sliding window.
 3. What it cannot do exactly (soft caps, sinks, foreign masks) it refuses by raising `Inexact`: never a nearly right answer.
 """
@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from node.worker.cache import SlotCache
+    from node.worker.cache.arena import Arena
 
 NAME = "infermesh_slots"
 """The attention implementation's name in transformers. It has no mask function, so models build no mask."""
@@ -36,38 +36,59 @@ class Inexact(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive tokens of one prompt in the step's row: they start at `row`, `past` of them are in the slot already."""
+    """Consecutive tokens of one prompt in the step's row: they start at `row`; the sequence lies at `start` of the arena and
+    `past` of it are there already."""
 
-    slot: int
+    start: int
     row: int
     count: int
     past: int
 
 
 @dataclass(kw_only=True)
-class StepContext:
-    """Where the tokens of one step belong; every layer gets the same one. `decode_*`: for each decoding row, in row order."""
+class DecodeGroup:
+    """Decoding rows whose extents have one size and lie in one slab, which begins at `base`.
 
-    cache: SlotCache
-    decode_slots: Tensor
-    decode_positions: Tensor
+    For each of them: `rows` in the step, `extents` by number in the slab, `positions` in its own sequence.
+    """
+
+    base: int
+    capacity: int
+    rows: Tensor
+    extents: Tensor
+    positions: Tensor
     span: int
-    """Decoding looks at the slots [0, span) at once, so active slots are kept together at the front."""
+    """The first so many extents of the slab are looked at together."""
     reach: int
-    """One more than the largest decode position."""
-    pieces: list[Piece]
-    windows: dict[int, int | None] = field(default_factory=dict)
-    """The sliding window of each layer that was run."""
+    """One more than the largest position."""
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def decode_mask(self, window: int | None) -> Tensor:
-        """True where a decoding slot may look, [span, 1, 1, reach]. The others see position 0: softmax needs something."""
+    def view(self, tensor: Tensor) -> Tensor:
+        """The extents of one layer's keys or values, [span, kv_heads, reach, head_dim]."""
+        slab = tensor[self.base : self.base + self.span * self.capacity]
+        return slab.view(self.span, self.capacity, *tensor.shape[1:])[:, : self.reach].transpose(1, 2)
+
+    def mask(self, window: int | None) -> Tensor:
+        """True where an extent's row may look, [span, 1, 1, reach]. Rows of nobody see position 0: softmax needs something."""
         if window not in self._masks:
-            last = torch.zeros(self.span, 1, dtype=torch.long, device=self.decode_slots.device)
-            last[self.decode_slots, 0] = self.decode_positions
+            last = torch.zeros(self.span, 1, dtype=torch.long, device=self.extents.device)
+            last[self.extents, 0] = self.positions
             seen = _visible(torch.arange(self.reach, device=last.device), last, window)
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
+
+
+@dataclass(kw_only=True)
+class StepContext:
+    """Where the tokens of one step belong; every layer gets the same one."""
+
+    arena: Arena
+    places: Tensor
+    """For each token of the row its place in the arena."""
+    groups: list[DecodeGroup]
+    pieces: list[Piece]
+    windows: dict[int, int | None] = field(default_factory=dict)
+    """The sliding window of each layer that was run."""
 
 
 def slot_attention(
@@ -87,46 +108,44 @@ def slot_attention(
     _refuse_unknown(module, attention_mask, rest)
     layer = module.layer_idx
     step.windows[layer] = sliding_window
-    keys, values = step.cache.keys[layer], step.cache.values[layer]
-    if key.shape[1:4:2] != keys.shape[1:4:2] or value.shape[1:4:2] != keys.shape[1:4:2]:
+    keys, values = step.arena.keys[layer], step.arena.values[layer]
+    if key.shape[1:4:2] != keys.shape[1:] or value.shape[1:4:2] != keys.shape[1:]:
         raise Inexact(f"layer {layer} has other key and value shapes than its configuration says")
+    keys[step.places] = key[0].transpose(0, 1)
+    values[step.places] = value[0].transpose(0, 1)
     out = query.new_zeros(query.shape[2], query.shape[1], query.shape[3])
-    decoding = step.decode_slots.shape[0]
-    if decoding:
-        keys[step.decode_slots, :, step.decode_positions] = key[0, :, :decoding].transpose(0, 1)
-        values[step.decode_slots, :, step.decode_positions] = value[0, :, :decoding].transpose(0, 1)
-        out[:decoding] = _decode(query[0, :, :decoding].transpose(0, 1), keys, values, step, scaling, sliding_window)
+    for group in step.groups:
+        out[group.rows] = _decode(query[0].transpose(0, 1)[group.rows], keys, values, group, scaling, sliding_window)
     for piece in step.pieces:
         rows = slice(piece.row, piece.row + piece.count)
-        keys[piece.slot, :, piece.past : piece.past + piece.count] = key[0, :, rows]
-        values[piece.slot, :, piece.past : piece.past + piece.count] = value[0, :, rows]
         out[rows] = _prefill(query[:, :, rows], keys, values, piece, scaling, sliding_window)[0].transpose(0, 1)
     return out[None], None
 
 
-def _decode(query: Tensor, keys: Tensor, values: Tensor, step: StepContext, scaling: float | None, window: int | None) -> Tensor:
-    """One call for all decoding rows [rows, heads, dim]; query heads that share a key head stand as rows of one matrix."""
+def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, scaling: float | None, window: int | None) -> Tensor:
+    """One call for all rows of a group [rows, heads, dim]; query heads that share a key head stand as rows of one matrix."""
     rows, heads, dim = query.shape
     kv_heads = keys.shape[1]
-    spread = query.new_zeros(step.span, heads, dim)
-    spread[step.decode_slots] = query
+    spread = query.new_zeros(group.span, heads, dim)
+    spread[group.extents] = query
     grouped = scaled_dot_product_attention(
-        spread.view(step.span, kv_heads, heads // kv_heads, dim),
-        keys[: step.span, :, : step.reach],
-        values[: step.span, :, : step.reach],
-        attn_mask=step.decode_mask(window),
+        spread.view(group.span, kv_heads, heads // kv_heads, dim),
+        group.view(keys),
+        group.view(values),
+        attn_mask=group.mask(window),
         scale=scaling,
     )
-    return grouped.reshape(step.span, heads, dim)[step.decode_slots].view(rows, heads, dim)
+    return grouped.reshape(group.span, heads, dim)[group.extents].view(rows, heads, dim)
 
 
 def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, scaling: float | None, window: int | None) -> Tensor:
     end = piece.past + piece.count
     start = 0 if window is None else max(0, piece.past + 1 - window)
     shared = query.shape[1] // keys.shape[1]
+    seen = slice(piece.start + start, piece.start + end)
     # Repeated, not enable_gqa: of CUDA's fused kernels only some take grouped heads, and the others would fall back silently.
-    key = keys[piece.slot : piece.slot + 1, :, start:end].repeat_interleave(shared, 1)
-    value = values[piece.slot : piece.slot + 1, :, start:end].repeat_interleave(shared, 1)
+    key = keys[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
+    value = values[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
     if start == piece.past and (window is None or piece.count <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     last = torch.arange(piece.past, end, device=query.device)[:, None]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mesh.errors import Misconfigured
+from mesh.messages.worker import GpuStats
 from node.worker.directory import tensors_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,27 @@ def free_memory(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return _memory() // 2
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a computation failed for want of memory; the CPU's allocator has no exception type of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error))
+
+
+def gpu_stats(device: torch.device) -> GpuStats | None:
+    """How busy an accelerator is; None for the CPU. Utilisation and temperature need NVIDIA's management library."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    used = (total - free) / 1e9
+    try:
+        utilization, temperature = float(torch.cuda.utilization(device)), float(torch.cuda.temperature(device))
+    # ModuleNotFoundError without the library, RuntimeError and others where the driver refuses.
+    except Exception:  # noqa: BLE001 - figures for a dashboard must not end anything
+        return GpuStats(memory_used_gb=used, memory_total_gb=total / 1e9)
+    return GpuStats(utilization_percent=utilization, memory_used_gb=used, memory_total_gb=total / 1e9, temperature_c=temperature)
 
 
 def default_threads() -> int:

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from node.worker.cache.extents import Extents
+from node.worker.cache.memory import Memory, Nowhere
+from node.worker.cache.radix import RadixCache
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +32,10 @@ class GenerateRunner:
 
     def __init__(self, model: Any, context_length: int) -> None:
         self.context_length = context_length
+        room = Extents(slab=context_length, slabs=1, least=context_length)
+        self.memory = Memory(room, RadixCache(start=context_length, pool=0), Nowhere())
         self.keeps_state = True
+        self.device: torch.device = model.device
         self._model = model
         # Where `generate` returns the state is always the same; what the model calls it is not.
         recurrent = "cache_params" in inspect.signature(model.forward).parameters
@@ -65,14 +72,11 @@ class GenerateRunner:
         logits: Tensor = answer.logits[:, -1]
         return logits
 
-    def move(self, source: int, target: int, length: int) -> None:  # noqa: ARG002 - there is one slot
-        """Never happens with one slot."""
-        raise AssertionError("one slot cannot move")
-
-    def clear(self, slot: int) -> None:  # noqa: ARG002 - there is one slot
-        """See Runner."""
-        self.reset()
-
     def reset(self) -> None:
+        """See Runner."""
+        self.memory.rebuild()
+        self._state = {}
+
+    def relieve(self) -> None:
         """See Runner."""
         self._state = {}

@@ -2,7 +2,8 @@
 
 1. Everything that is wrong with the directory, the device or the model is `Misconfigured`: restarting would not help.
 2. A checkpoint that lacks a tensor is refused: transformers would fill it with noise and go on.
-3. The slot cache takes at most half of the memory that is free once the weights are loaded; slots are given up before context.
+3. The cache takes at most half of the memory that is free once the weights are loaded, and no more than was asked for. Where that
+   is little, the prefix cache is given up first, then room for running sequences down to one full context, then context.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from mesh.errors import Misconfigured
 from mesh.messages.worker import Loading, Ready
 from mesh.version import __version__
 from node.worker.attention import NAME, Inexact
-from node.worker.cache import CacheShape
+from node.worker.cache.arena import ArenaShape
 from node.worker.chat import LLAMA3_END
 from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
 from node.worker.digest import numerics_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
 from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
-from node.worker.runner import Runner, SlotRunner
+from node.worker.intake import Intake
+from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import check_configuration, check_model, check_state, probe
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ DEFAULT_CONTEXT = 8192
 """Tokens served when nobody asks for more: longer contexts cost slots."""
 SHORTEST_CONTEXT = 256
 MEMORY_SHARE = 0.5
+PREFIX_SHARE = 0.25
+"""The part of a scarce cache that is kept for prefixes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,8 @@ class Options:
     dtype: str = "auto"
     slots: int = 16
     context: int | None = None
+    cache_mib: int | None = None
+    """Most memory for keys and values; None leaves it to what is free."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -64,13 +70,13 @@ def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, R
     model = _model(directory, dtype, device, report)
     report(Loading(done=0, total=0, phase="warming up"))
     runner = _runner(model, options)
-    engine = Engine(
-        runner,
+    intake = Intake(
         tokenizer,
         vocabulary=_vocabulary(model),
         end_tokens=end_tokens(model, tokenizer),
-        limits=options.limits,
+        context_length=runner.context_length,
     )
+    engine = Engine(runner, intake, limits=options.limits)
     engine.warm_up()
     return engine, _ready(directory, model, tokenizer, runner, device)
 
@@ -158,7 +164,8 @@ def _runner(model: Any, options: Options) -> Runner:
         raise Misconfigured(f"--context {options.context} is more than the {longest} positions that the model knows")
     try:
         check_configuration(model)
-        runner = SlotRunner(model, _shape(model, options, longest))
+        shape, room = _room(model, options, longest)
+        runner = SlotRunner(model, shape, room)
         _check(model, runner)
     except Inexact as reason:
         _logger.warning("the model runs on plain generate, one request at a time: %s", reason)
@@ -192,33 +199,39 @@ def _check(model: Any, runner: SlotRunner) -> None:
         raise Inexact(f"slot attention breaks it: {_first_line(error)}") from error
 
 
-def _shape(model: Any, options: Options, longest: int) -> CacheShape:
-    """As many slots and as much context as asked for, or as fit."""
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    length = options.context or min(longest, DEFAULT_CONTEXT)
+def _room(model: Any, options: Options, longest: int) -> tuple[ArenaShape, Room]:
+    """Room for all slots to be full and as many tokens again of prefixes, or for as much as fits. Raises Misconfigured."""
+    one = _shape(model, 1).bytes_per_token(model.dtype)
     memory = int(free_memory(model.device) * MEMORY_SHARE)
-
-    def shape(slots: int, length: int) -> CacheShape:
-        return CacheShape(
-            layers=config.num_hidden_layers,
-            slots=slots,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            length=length,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        )
-
-    slots = options.slots
-    while slots > 1 and shape(slots, length).bytes(model.dtype) > memory:
-        slots -= 1
-    while length > SHORTEST_CONTEXT and not options.context and shape(slots, length).bytes(model.dtype) > memory:
+    if options.cache_mib is not None:
+        memory = min(memory, options.cache_mib << 20)
+    tokens = memory // one
+    length = options.context or min(longest, DEFAULT_CONTEXT)
+    while length > SHORTEST_CONTEXT and not options.context and length > tokens:
         length //= 2
-    if (needed := shape(slots, length).bytes(model.dtype)) > memory:
+    if length > tokens:
         raise Misconfigured(
-            f"a context of {length} tokens needs {needed >> 20} MiB beside the weights and {memory >> 20} MiB may be used; "
+            f"a context of {length} tokens needs {length * one >> 20} MiB beside the weights and {memory >> 20} MiB may be used; "
             "use a smaller --context or model"
         )
-    return shape(slots, length)
+    slabs = max(1, min(options.slots, int(tokens * (1 - PREFIX_SHARE)) // length))
+    room = Room(slots=options.slots, context=length, slabs=slabs, prefixes=min(slabs * length, tokens - slabs * length))
+    _logger.info(
+        "the cache has %d MiB: %d tokens for running requests (%d times the context of %d), and %d tokens of prefixes",
+        room.tokens * one >> 20, slabs * length, slabs, length, room.prefixes,
+    )  # fmt: skip
+    return _shape(model, room.tokens), room
+
+
+def _shape(model: Any, tokens: int) -> ArenaShape:
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    return ArenaShape(
+        layers=config.num_hidden_layers,
+        tokens=tokens,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
 
 
 def _vocabulary(model: Any) -> int:

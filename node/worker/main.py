@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.errors import Misconfigured
-from mesh.messages.worker import Loading, Refusal, Step, Submit
+from mesh.messages.worker import Abort, Loading, Refusal, Step, Submit
 from node.fan_out import FanOut
 from node.worker.protocol import NodeConnection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mesh.messages.worker import ToWorker
     from node.worker.engine import Engine
+    from node.worker.intake import Prepared
+    from node.worker.lanes import Lanes
 
 _logger = logging.getLogger(__name__)
 
@@ -60,10 +63,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--slots", type=int, default=16, help="requests computed at the same time, at most")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together; default: what model and memory allow")
+    parser.add_argument("--cache-mib", type=int, help="most memory for keys and values; default: half of what is free")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores, from five on one less, for the node")
     options = parser.parse_args(arguments)
-    for name in ("slots", "context", "threads"):
-        if (value := getattr(options, name)) is not None and value < 1:
+    for name in ("slots", "context", "cache-mib", "threads"):
+        if (value := getattr(options, name.replace("-", "_"))) is not None and value < 1:
             parser.error(f"--{name} must be at least 1")
     return options
 
@@ -79,7 +83,14 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
     from node.worker.loader import Options, load
 
     torch.set_num_threads(options.threads or default_threads())
-    chosen = Options(path=options.model, device=options.device, dtype=options.dtype, slots=options.slots, context=options.context)
+    chosen = Options(
+        path=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        slots=options.slots,
+        context=options.context,
+        cache_mib=options.cache_mib,
+    )
     engine, ready = load(chosen, connection.send)
     _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)
     connection.send(ready)
@@ -87,14 +98,41 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
 
 
 def _serve(engine: Engine, connection: NodeConnection) -> None:
+    from node.worker.lanes import Lanes
+    from node.worker.pulse import Pulse
+
+    pulse = Pulse()
     fan_out = FanOut()
+    lanes = Lanes(engine.intake, connection.post, limit=engine.limits.queue)
+    lanes.start()
+    connection.alive = pulse.alive
     while True:
-        for message in connection.receive(wait=engine.idle):
-            if isinstance(message, Submit):
-                for number, request in fan_out.split(message.number, message.request):
-                    engine.submit(number, request)
-            else:
-                for number in fan_out.numbers(message.number):
-                    engine.abort(number)
+        messages = connection.receive(wait=engine.idle)
+        pulse.begin()
+        for message in messages:
+            _hear(message, engine, lanes, fan_out)
         if step := engine.step():
-            connection.send(Step(load=step.load, events=fan_out.merge(step.events, engine.abort)))
+            events = fan_out.merge(step.events, lambda number: _abort(number, engine, lanes))
+            connection.send(Step(load=step.load, events=events))
+        pulse.end(engine)
+
+
+def _hear(message: ToWorker | Prepared, engine: Engine, lanes: Lanes, fan_out: FanOut) -> None:
+    match message:
+        case Submit():
+            for number, request in fan_out.split(message.number, message.request):
+                if refused := lanes.put(number, request):
+                    engine.take(refused)
+        case Abort():
+            for number in fan_out.numbers(message.number):
+                _abort(number, engine, lanes)
+        case _:
+            if lanes.arrive(message):
+                engine.take(message)
+
+
+def _abort(number: int, engine: Engine, lanes: Lanes) -> None:
+    if ended := lanes.abort(number):
+        engine.take(ended)
+    else:
+        engine.abort(number)

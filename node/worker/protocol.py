@@ -5,6 +5,7 @@
    its node.
 3. Both directions are bounded by waiting: a node that sends too much is not read, one that does not read stops the engine.
    The end of the stream is noticed even then.
+4. Every `ALIVE_EVERY` seconds the writer tells how the engine is, whether or not the engine still computes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import queue
 import select
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from mesh.messages.worker import Alive
+    from node.worker.intake import Prepared
+
 _logger = logging.getLogger(__name__)
 
+ALIVE_EVERY = 1.0
 MOST_PENDING = 4096
 """Messages that wait in either direction."""
 _CHUNK = 256 * 1024
@@ -43,9 +49,12 @@ class NodeConnection:
     """Messages from and to the node. `socket` is a connected stream socket, owned from here on."""
 
     def __init__(self, socket: socket.socket, *, on_end: Callable[[], None] = end_process) -> None:
+        self.alive: Callable[[], Alive] | None = None
+        """What is told periodically; called from the writer's thread."""
         self._socket = socket
         self._on_end = on_end
-        self._incoming: queue.Queue[ToWorker] = queue.Queue(MOST_PENDING)
+        self._told = time.monotonic()
+        self._incoming: queue.Queue[ToWorker | Prepared] = queue.Queue(MOST_PENDING)
         self._outgoing: queue.Queue[FromWorker | None] = queue.Queue(MOST_PENDING)
         self._encoder = msgspec.msgpack.Encoder()
         self._writer = threading.Thread(target=self._guarded, args=(self._write,), name="to-node", daemon=True)
@@ -60,9 +69,13 @@ class NodeConnection:
         """Queue a message. Blocks while too many are pending."""
         self._outgoing.put(message)
 
-    def receive(self, *, wait: bool) -> list[ToWorker]:
+    def post(self, prepared: Prepared) -> None:
+        """Let `receive` return this as if it had come from the node. Blocks while too much is pending."""
+        self._incoming.put(prepared)
+
+    def receive(self, *, wait: bool) -> list[ToWorker | Prepared]:
         """What has arrived, in order. With `wait`, blocks without spinning until there is something."""
-        messages: list[ToWorker] = [self._incoming.get()] if wait else []
+        messages: list[ToWorker | Prepared] = [self._incoming.get()] if wait else []
         for _ in range(self._incoming.qsize()):
             messages.append(self._incoming.get_nowait())  # noqa: PERF401 - each call takes one out
         return messages
@@ -104,18 +117,36 @@ class NodeConnection:
         return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
     def _write(self) -> None:
-        while (message := self._outgoing.get()) is not None:
-            pending = [message]
-            last = False
+        more = True
+        while more:
+            pending, more = self._pending()
+            if pending:
+                self._socket.sendall(self._frames(pending))
+
+    def _pending(self) -> tuple[list[FromWorker], bool]:
+        """What is to be sent next, and whether anything may follow. Waits for something, or until it is time to say something."""
+        pending: list[FromWorker] = []
+        message: FromWorker | None
+        wait = max(0.0, self._told + ALIVE_EVERY - time.monotonic())
+        try:
+            message = self._outgoing.get(timeout=wait)
             for _ in range(self._outgoing.qsize()):
-                another = self._outgoing.get_nowait()
-                if another is None:
-                    last = True
+                if message is None:
                     break
-                pending.append(another)
-            self._socket.sendall(self._frames(pending))
-            if last:
-                return
+                pending.append(message)
+                message = self._outgoing.get_nowait()
+        except queue.Empty:
+            return self._news(), True
+        if message is None:
+            return pending, False
+        return [*pending, message, *self._news()], True
+
+    def _news(self) -> list[FromWorker]:
+        now = time.monotonic()
+        if now - self._told < ALIVE_EVERY:
+            return []
+        self._told = now
+        return [self.alive()] if self.alive is not None else []
 
     def _frames(self, messages: list[FromWorker]) -> bytes:
         body = self._encoder.encode(messages)

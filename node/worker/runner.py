@@ -7,12 +7,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from node.worker.attention import Piece, StepContext
-from node.worker.cache import CacheShape, SlotCache
+from node.worker.attention import DecodeGroup, Piece, StepContext
+from node.worker.cache.arena import Arena, ArenaShape
+from node.worker.cache.extents import Extent, Extents
+from node.worker.cache.memory import Memory
+from node.worker.cache.radix import RadixCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,41 +28,57 @@ if TYPE_CHECKING:
 LEAST_ROWS = 4
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How much is cached: `slabs` times the context for running sequences, `prefixes` tokens for what was computed before."""
+
+    slots: int
+    context: int
+    slabs: int
+    prefixes: int
+
+    @property
+    def tokens(self) -> int:
+        """All of it."""
+        return self.slabs * self.context + self.prefixes
+
+
 class Runner(Protocol):
-    """What the engine needs of a model. Slots are the scheduler's; a runner only keeps what belongs to them."""
+    """What the engine needs of a model. Where a sequence lies is the memory's business; a runner only computes."""
 
     slots: int
     context_length: int
     batching: bool
+    memory: Memory
+    device: torch.device
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """Compute the shares; the logits after each one that completes, in their order [completing, vocabulary]."""
         ...
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Move a sequence to another slot."""
-        ...
-
-    def clear(self, slot: int) -> None:
-        """Erase a slot that may hold NaN."""
-        ...
-
     def reset(self) -> None:
-        """Forget all slots, after a step broke."""
+        """Forget everything, after a step broke. No sequence has room then."""
+        ...
+
+    def relieve(self) -> None:
+        """Give back what is not needed: the device ran out of memory."""
         ...
 
 
 class SlotRunner:
-    """Many sequences at once over the slot cache."""
+    """Many sequences at once over the arena."""
 
     batching = True
 
-    def __init__(self, model: Any, shape: CacheShape) -> None:
-        self.slots = shape.slots
-        self.context_length = shape.length
-        self.cache = SlotCache(shape, dtype=model.dtype, device=model.device)
+    def __init__(self, model: Any, shape: ArenaShape, room: Room) -> None:
+        assert shape.tokens == room.tokens
+        self.slots = room.slots
+        self.context_length = room.context
+        self.arena = Arena(shape, dtype=model.dtype, device=model.device)
+        extents = Extents(slab=room.context, slabs=room.slabs)
+        self.memory = Memory(extents, RadixCache(start=extents.tokens, pool=room.prefixes), self.arena)
         self._model = model
-        self._device: torch.device = model.device
+        self.device: torch.device = model.device
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """See Runner. The shares of a single token come first."""
@@ -72,50 +92,72 @@ class SlotRunner:
             if share.completes:
                 completing.append(len(tokens) - 1)
         padding = max(0, LEAST_ROWS - len(tokens))
-        logits = self._forward(tokens + [0] * padding, positions + [0] * padding, self._context(shares), _padded(completing))
+        logits = self._forward(
+            tokens + [0] * padding, positions + [0] * padding, self._context(shares, padding), _padded(completing)
+        )
         return logits[: len(completing)]
 
     def _forward(self, tokens: list[int], positions: list[int], step: StepContext, keep: list[int]) -> Tensor:
         logits: Tensor = self._model(
-            input_ids=torch.tensor([tokens], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
+            input_ids=torch.tensor([tokens], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
             slot_step=step,
-            logits_to_keep=torch.tensor(keep, device=self._device),
+            logits_to_keep=torch.tensor(keep, device=self.device),
         ).logits
         self.windows = step.windows
         return logits[0]
 
-    def _context(self, shares: Sequence[Share]) -> StepContext:
-        singles = [share.sequence for share in shares if share.count == 1]
+    def _context(self, shares: Sequence[Share], padding: int) -> StepContext:
+        singles = [(share.sequence.computed, _extent(share)) for share in shares if share.count == 1]
+        places = [extent.start + position for position, extent in singles]
         pieces: list[Piece] = []
-        row = len(singles)
         for share in shares[len(singles) :]:
             assert share.count > 1
-            pieces.append(Piece(share.sequence.slot, row, share.count, share.sequence.computed))
-            row += share.count
+            past = share.sequence.computed
+            pieces.append(Piece(_extent(share).start, len(places), share.count, past))
+            places += range(_extent(share).start + past, _extent(share).start + past + share.count)
         return StepContext(
-            cache=self.cache,
-            decode_slots=torch.tensor([each.slot for each in singles], dtype=torch.long, device=self._device),
-            decode_positions=torch.tensor([each.computed for each in singles], dtype=torch.long, device=self._device),
-            span=1 + max((each.slot for each in singles), default=-1),
-            reach=1 + max((each.computed for each in singles), default=-1),
+            arena=self.arena,
+            places=self._tensor(places + [self.arena.scrap] * padding),
+            groups=self._groups(singles),
             pieces=pieces,
         )
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """See Runner."""
-        self.cache.copy(source, target, length)
+    def _groups(self, singles: list[tuple[int, Extent]]) -> list[DecodeGroup]:
+        slabs: dict[int, list[int]] = {}
+        for row, (_, extent) in enumerate(singles):
+            slabs.setdefault(extent.slab, []).append(row)
+        return [self._group(rows, [singles[row] for row in rows]) for rows in slabs.values()]
 
-    def clear(self, slot: int) -> None:
-        """See Runner."""
-        self.cache.clear(slot)
+    def _group(self, rows: list[int], members: list[tuple[int, Extent]]) -> DecodeGroup:
+        return DecodeGroup(
+            base=members[0][1].base,
+            capacity=members[0][1].capacity,
+            rows=self._tensor(rows),
+            extents=self._tensor([extent.index for _, extent in members]),
+            positions=self._tensor([position for position, _ in members]),
+            span=1 + max(extent.index for _, extent in members),
+            reach=1 + max(position for position, _ in members),
+        )
+
+    def _tensor(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
     def reset(self) -> None:
         """See Runner."""
-        self.cache.clear()
-        if self._device.type == "cuda":
+        self.memory.rebuild()
+        self.relieve()
+
+    def relieve(self) -> None:
+        """See Runner."""
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _extent(share: Share) -> Extent:
+    assert share.sequence.extent is not None
+    return share.sequence.extent
 
 
 def _padded(completing: list[int]) -> list[int]:

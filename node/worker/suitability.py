@@ -59,21 +59,22 @@ def check_model(runner: SlotRunner, expected: Tensor, *, config: Any, tokens: li
 
     `expected` are the logits after the last of `tokens`, computed by the model's own attention.
     """
-    sequence = _sequence(tokens, 0)
+    sequence = _sequence(tokens)
+    runner.memory.lend(sequence)
     for count in (len(tokens) // 2, len(tokens) - len(tokens) // 2 - 1, 1):
         with torch.inference_mode():
             logits = runner.run([Share(sequence, count)])
         sequence.computed += count
-    runner.reset()
+    runner.memory.release(sequence, keep=False)
     _check_windows(runner.windows, config)
     difference = _difference(logits[0], expected)
-    if not difference <= AGREEMENT[runner.cache.keys.dtype]:
+    if not difference <= AGREEMENT[runner.arena.keys.dtype]:
         raise Inexact(f"its logits differ by {difference:.2g} of their spread")
 
 
 def check_state(runner: GenerateRunner, tokens: list[int]) -> bool:
     """Whether going on from the state that `generate` returned gives the same logits as computing everything again."""
-    going_on, afresh = _sequence(tokens[:-1], 0), _sequence(tokens, 0)
+    going_on, afresh = _sequence(tokens[:-1]), _sequence(tokens)
     with torch.inference_mode():
         try:
             runner.run([Share(going_on, going_on.pending)])
@@ -88,8 +89,8 @@ def check_state(runner: GenerateRunner, tokens: list[int]) -> bool:
     return _difference(continued, expected) <= AGREEMENT[expected.dtype]
 
 
-def _sequence(tokens: list[int], slot: int) -> Sequence:
-    return Sequence(number=-1, tokens=tokens, prompt_length=len(tokens), choice=computed_only(), slot=slot)
+def _sequence(tokens: list[int]) -> Sequence:
+    return Sequence(number=-1, tokens=tokens, prompt_length=len(tokens), choice=computed_only())
 
 
 def _difference(logits: Tensor, expected: Tensor) -> float:

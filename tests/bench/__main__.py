@@ -6,12 +6,10 @@ Everything is on loopback, bounded in count, and each ratio compares two things 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,8 @@ from mesh.messages.record import ModelEntry
 from mesh.peer import Peer, PeerSettings
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
+from tests.bench import registry
+from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
 if TYPE_CHECKING:
@@ -35,32 +35,12 @@ if TYPE_CHECKING:
     from mesh.messages.record import Role
     from mesh.service import Emit
 
-DOCS = Path(__file__).parents[2] / "docs"
-MARK = "<!-- figures -->"
 JOINS = 10
 REQUESTS = 300
 STREAMS = 32
 ROUND_TRIPS = 2_000
 LOCAL = ["/ip4/127.0.0.1/tcp/0"]
 DEMO = "infermesh-demo"
-
-
-@dataclass
-class Figure:
-    """One measured thing. `target` is in the same unit; None = only told."""
-
-    name: str
-    value: float
-    unit: str
-    target: float | None = None
-
-    @property
-    def met(self) -> bool:
-        return self.target is None or self.value <= self.target
-
-
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 async def models(http: httpx2.AsyncClient, url: str) -> list[str]:
@@ -284,6 +264,7 @@ async def measure() -> list[Figure]:
                     figures.append(Figure(f"node ready to routable by {how}, p50 of {JOINS}", statistics.median(taken), "s"))
                     figures.append(Figure(f"node ready to routable by {how}, p95 of {JOINS}", quantile(taken, 0.95), "s", 5.0))
                 figures += await carriers()
+                figures += [Figure(*row) for row in registry.rows()]
                 figures += await through_gateway(fleet, http)
                 figures += await demo_engine(fleet, http)
                 return figures + await endings(fleet)
@@ -291,29 +272,10 @@ async def measure() -> list[Figure]:
             fleet.end()
 
 
-def table(figures: list[Figure]) -> str:
-    rows = ["| what | measured | target |", "| --- | --- | --- |"]
-    for figure in figures:
-        target = "" if figure.target is None else f"<= {figure.target:g} {figure.unit}"
-        rows.append(f"| {figure.name} | {figure.value:.3g} {figure.unit} | {target} |")
-    return "\n".join(rows)
-
-
-def write(figures: list[Figure]) -> None:
-    machine = {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine()}
-    raw = {"machine": machine, "figures": [{**vars(figure), "met": figure.met} for figure in figures]}
-    (DOCS / "benchmarks.json").write_text(json.dumps(raw, indent=1) + "\n")
-    page = DOCS / "benchmarks.md"
-    page.write_text(page.read_text().split(MARK)[0] + f"{MARK}\n\n{table(figures)}\n")
-
-
 def main() -> int:
     figures = trio.run(measure)
     write(figures)
-    print(table(figures))
-    missed = [figure.name for figure in figures if not figure.met]
-    print(*(f"missed: {name}" for name in missed), sep="\n")
-    return 1 if missed else 0
+    return report(figures)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import json
 import socket
+import time
 
 import pytest
 import trio
@@ -10,6 +11,8 @@ from mesh.client import LibP2PInferenceNode
 from mesh.discovery.announcement import decode
 from mesh.errors import Misconfigured, Unavailable
 from mesh.identity import Identity
+from mesh.invite import issue
+from mesh.keyring import FILE, Keyring
 from mesh.messages.record import Hardware
 from mesh.transport.libp2p import Libp2pTransport
 
@@ -164,6 +167,74 @@ async def test_a_look_into_a_mesh_says_why_nobody_is_found(look):
     assert found.result == "fail"
     assert f"Bootstrap {address} could not be used" in found.message
     assert "Nothing listens there" in found.message
+
+
+@pytest.fixture
+async def private(tmp_path):
+    """A member of a private mesh that serves a model; `invite` makes a token of its key, or of another one."""
+
+    async def words(request):
+        yield "word"
+
+    options = {"enable_mdns": False, "mesh": "ours", "private": True, "state_dir": tmp_path, "listen": ["/ip4/127.0.0.1/tcp/0"]}
+    member = LibP2PInferenceNode(options)
+    await member.start()
+    member.register_model("words", words)
+
+    def invite(*, mesh="ours", expires=3600.0, stranger=False):
+        keyring = Keyring(None, mesh) if stranger else Keyring.read(tmp_path / FILE)
+        key = keyring.rotate() if stranger else keyring.current
+        return issue(key, mesh, member.addresses, time.time() + expires)
+
+    member.invite = invite
+    yield member
+    await member.stop()
+
+
+async def test_a_good_invite_is_read_tried_and_never_repeated(look, private):
+    token = private.invite()
+    found = await findings(bootstrap=[token])
+    assert found["invite 1"].result == "ok"
+    assert found["invite 1"].message == (
+        f"for the mesh 'ours' by way of {private.peer_id}, good for 60 minutes more by this machine's clock"
+    )
+    assert found[f"bootstrap {private.peer_id[-12:]}"].result == "ok"
+    assert (found["mesh ours"].result, found["mesh ours"].message) == ("ok", "1 node found, serving words")
+    assert token[20:60] not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "said", "advice"),
+    [
+        ({"expires": -7300}, "invite 1", "by this machine's clock it expired 2 hours ago", "fresh one: `mesh invite`"),
+        ({"expires": -7300}, "mesh ours", "the invite has expired", "ask a member for a fresh one"),
+        ({"stranger": True}, "mesh ours", "a key that this mesh does not have, or no longer", "ask a member"),
+        ({"stranger": True, "mesh": "theirs"}, "mesh theirs", "a key that this mesh does not have", "ask a member"),
+    ],
+)
+async def test_a_bad_invite_is_said_precisely(look, private, fault, check, said, advice):
+    found = (await findings(bootstrap=[private.invite(**fault)]))[check]
+    assert found.result == "fail"
+    assert said in found.message
+    assert advice in found.advice
+
+
+async def test_an_invite_to_another_mesh_than_named_and_one_that_was_cut(look, private):
+    found = (await findings(bootstrap=[private.invite()], mesh="mine"))["mesh mine"]
+    assert "--mesh says 'mine', invite 1 says 'ours'" in found.message
+    token = private.invite()
+    found = await findings(bootstrap=[token[:-30], "x" + token])
+    assert (found["invite 1"].result, found["invite 1"].message) == ("fail", "the content of the invite is broken")
+    assert "copy it whole" in found["invite 1"].advice
+    assert "neither an address (/ip4/...) nor an invite" in found[f"bootstrap of {len(token) + 1} characters"].message
+    assert token[20:40] not in str(found)
+    assert not any(name.startswith("mesh ") for name in found), "there is nothing left to try"
+
+
+async def test_an_address_of_a_private_mesh_asks_for_an_invite(look, private):
+    found = (await findings(bootstrap=private.addresses, mesh="ours"))["mesh ours"]
+    assert (found.result, found.message) == ("fail", "that mesh is private")
+    assert "--bootstrap INVITE" in found.advice
 
 
 async def test_only_when_asked_a_mesh_is_looked_into():

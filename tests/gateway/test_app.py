@@ -8,7 +8,7 @@ import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
-from gateway import app, attempt, websocket
+from gateway import attempt, websocket
 from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
@@ -463,12 +463,3 @@ async def test_a_client_id_has_a_bound(served, http):
         "sec-websocket-version": "13",
     }
     assert (await http.get(f"{served.url}/ws/{'x' * 200}", headers=headers)).status_code == 400
-
-
-async def test_a_gateway_that_knows_peers_but_no_node_says_what_to_start(mesh, nursery, caplog, monkeypatch):
-    monkeypatch.setattr(app, "LONELY_SECONDS", 0.1)
-    gateway = Gateway(mesh.gateway.registry, strategy="round_robin", limits=DispatchLimits(), max_requests=1)
-    await mesh.other_gateway()
-    nursery.start_soon(gateway.run, ["/ip4/127.0.0.1/tcp/1/p2p/x"])
-    await mesh.until(lambda: "mesh-node --bootstrap /ip4/127.0.0.1/tcp/1/p2p/x" in caplog.text)
-    assert "linked to 1 other peers" in caplog.text

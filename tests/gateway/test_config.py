@@ -23,7 +23,7 @@ def test_flags_beat_the_environment_and_ours_beats_the_bare_one():
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
-    with pytest.raises(Misconfigured, match=r"fastest.*least_loaded, predicted_latency, round_robin"):
+    with pytest.raises(Misconfigured, match=r"fastest.*least_loaded, predicted_latency, prefix_affinity, round_robin"):
         config("--strategy", "fastest")
 
 

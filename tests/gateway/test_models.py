@@ -69,7 +69,8 @@ async def test_names_are_bounded(registry):
     models = KnownModels(registry, limit=10)
     for number in range(50):
         models._listen(RegistryEvent("joined", learn(registry, ModelEntry(id=f"m{number}"))))
-    registry.peers.clear()
+    for peer_id in list(registry.peers):
+        registry.forget(peer_id, "it leaves")
     assert models.resolve("m49") == "m49"
     with pytest.raises(NotFound):
         models.resolve("m0")

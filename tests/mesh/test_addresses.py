@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.addresses import is_near, peer_of
+from mesh.addresses import is_loopback_address, is_near, peer_of
 from mesh.identity import Identity
 
 ID = Identity.from_seed(b"\x03" * 32).peer_id
@@ -49,3 +49,9 @@ def test_near_addresses(address):
 )
 def test_far_addresses(address):
     assert not is_near(address)
+
+
+def test_addresses_of_this_machine_alone():
+    here = ["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1", "/ip6/::ffff:127.0.0.1/tcp/1", "[::1]:1"]
+    others = ["/ip4/10.0.0.1/tcp/1", "/dns/localhost/tcp/1", "/memory/4", "8.8.8.8:1"]
+    assert [is_loopback_address(one) for one in here + others] == [True] * 4 + [False] * 4

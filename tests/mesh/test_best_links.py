@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from mesh.best_links import TURN, Known, choose, extras
+from mesh.best_links import TURN, Known, choose, extras, full
 from mesh.errors import Unavailable
 from mesh.exchange import ASKS
 from mesh.identity import Identity, PeerId
@@ -80,6 +80,28 @@ def test_the_choice_depends_on_the_nodes_and_not_on_their_order():
     kept = [one for one in nodes if one.peer_id in expected.dial or (one.linked and one.peer_id not in expected.surplus)]
     for model in names:
         assert sum(model in one.models for one in kept) >= 20
+
+
+def test_whoever_serves_only_full_models_may_be_left_out():
+    draw = random.Random(11)
+    names = ("a", "b", "c", "d")
+    for limit in (1, 5, 20):
+        nodes = [
+            node(
+                f"{number}",
+                *draw.sample(names, draw.randint(1, 3)),
+                linked=draw.random() < 0.1,
+                dialling=draw.random() < 0.1,
+                failing=draw.random() < 0.2,
+                rtt=draw.choice([None, 0.1, 0.2]),
+            )
+            for number in range(200)
+        ]
+        active = [one for one in nodes if one.linked or one.dialling]
+        done = full(active, limit)
+        kept = [one for one in nodes if one in active or not one.models <= done]
+        assert choose(kept, limit) == choose(nodes, limit)
+    assert full([node("f", "a", dialling=True, failing=True)], 1) == set(), "who fails fills nothing"
 
 
 # Over the memory network
@@ -156,5 +178,5 @@ async def test_a_node_that_asks_hears_of_other_nodes_and_a_plain_one_does_not(au
         assert set(plain.links) == {bootstrap.peer_id, asking.peer_id, client.peer_id}
         assert linked_nodes(client) == {asking.peer_id, plain.peer_id}
         assert client.peer_id not in {view.peer_id for view in asking.registry.peers.values() if view.link is None}
-        assert bootstrap.links[asking.peer_id].hello.features == [ASKS]
+        assert bootstrap.links[asking.peer_id].hello.features[0] == ASKS
         nursery.cancel_scope.cancel()

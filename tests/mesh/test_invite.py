@@ -5,7 +5,7 @@ import pytest
 
 from mesh.errors import Denied
 from mesh.identity import Identity
-from mesh.invite import MAC_BYTES, PREFIX, Invite, check, dial_addresses, issue, read, unseal
+from mesh.invite import MAC_BYTES, PREFIX, Invite, check, issue, read, unseal
 from mesh.keyring import GRACE, Keyring
 
 PEER = Identity.from_seed(bytes(32)).peer_id
@@ -32,8 +32,6 @@ def test_an_invite_says_where_to_go_and_not_the_key(keyring):
     invite = read(sealed)
     assert (invite.mesh, invite.addresses, invite.expires) == ("m", [ADDRESS], 200.0)
     assert keyring.current.key not in sealed
-    assert dial_addresses(token(keyring)) == [ADDRESS]
-    assert dial_addresses(ADDRESS) == [ADDRESS]
     assert token(keyring) != token(keyring)
     check(sealed, keyring)
     check(sealed, keyring)  # It is good for more than one.
@@ -58,7 +56,7 @@ def test_any_changed_byte_is_noticed(keyring):
 def test_an_invite_of_another_key_mesh_or_member(keyring):
     stranger = Keyring(None, "m")
     stranger.rotate()
-    with pytest.raises(Denied, match="not valid any more"):
+    with pytest.raises(Denied, match="does not have, or no longer"):
         check(unseal(token(stranger)), keyring)
     with pytest.raises(Denied, match="was changed"):
         check(unseal(token(keyring, mesh="other")), keyring)
@@ -72,7 +70,7 @@ def test_an_invite_outlives_a_rotation_by_a_day(keyring):
     ring.rotate()
     check(sealed, ring)
     now[0] = GRACE + 1
-    with pytest.raises(Denied, match="not valid any more"):
+    with pytest.raises(Denied, match="does not have, or no longer"):
         check(sealed, ring)
 
 

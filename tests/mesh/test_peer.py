@@ -304,7 +304,10 @@ async def test_who_asks_says_when_peers_are_there_and_no_node(autojump_clock, ca
         bootstrap = await here.add("bootstrap")
         gateway = await here.add("gateway", bootstrap)
         await trio.sleep(11)
-        assert any("Linked with 1 other peer of the mesh, but no node was heard of" in line for line in caplog.messages)
+        (said,) = [
+            line for line in caplog.messages if line.startswith("Linked with 1 other peer of the mesh, but no node was heard")
+        ]
+        assert f"Start one: `mesh-node --mesh test --bootstrap {gateway.addresses[0]}`" in said
         await here.add("node", bootstrap)
         await until(lambda: served(gateway))
         assert gateway.explain() == []
@@ -659,7 +662,8 @@ async def test_bad_records_do_no_harm(autojump_clock):
             assert victim.peer_id not in gateway.registry.peers
 
 
-async def test_a_flood_of_strangers_is_bounded(autojump_clock):
+async def test_a_flood_of_strangers_is_bounded(autojump_clock, monkeypatch):
+    monkeypatch.setattr("mesh.registry.MAX_PEERS", 1000)
     async with town() as here:
         gateway = await here.add("gateway")
         async with intruder(here, gateway) as channel:

@@ -178,7 +178,51 @@ def test_a_registry_full_of_links_takes_no_more_records_but_more_links(registry,
     assert registry.learn(sealed()) is None
     registry.linked(link_of(sealed()))
     assert len(registry.peers) == 3
-    assert MAX_PEERS == 1_000
+    assert MAX_PEERS >= 10_000
+
+
+def test_a_registry_flooded_with_names_drops_what_expires_first(registry, clock, monkeypatch):
+    monkeypatch.setattr("mesh.registry.MAX_NAMES", 8)
+    monkeypatch.setattr("mesh.registry.MAX_PEERS", 100)
+    first, second, third = Identity.generate(), Identity.generate(), Identity.generate()
+    models = [ModelEntry(id=f"m{number}") for number in range(4)]
+    registry.linked(link_of(sealed(first, models=models[:1])))
+    registry.learn(sealed(second, models=models[:3]))
+    clock.now += 1
+    registry.learn(sealed(third, models=models))
+    assert set(registry.peers) == {first.peer_id, second.peer_id, third.peer_id}
+    registry.learn(sealed(NODE, models=models[:1]))
+    assert set(registry.peers) == {first.peer_id, third.peer_id, NODE.peer_id}
+    registry.learn(sealed(NODE, models=[*models, ModelEntry(id="one more")], sequence=6))
+    assert set(registry.peers) == {first.peer_id, NODE.peer_id}
+    assert registry.announced.names == 6
+
+
+def test_what_a_request_asks_opens_no_record_but_those_of_links(registry, monkeypatch):
+    others = [Identity.generate() for _ in range(50)]
+    for other in others:
+        registry.learn(sealed(other))
+    registry.linked(link_of(sealed()))
+    names(registry.nodes("m"))  # What a link's peer says is opened once.
+    opened = []
+    monkeypatch.setattr("mesh.peer_view.read_unchecked", opened.append)
+    assert [view.peer_id for view in registry.nodes("m")] == [NODE.peer_id]
+    assert [view.peer_id for view in registry.nodes("a")] == [NODE.peer_id]
+    assert [entry.id for entry in registry.catalog()] == ["m"]
+    assert registry.announced.meant_by("a") == {"m"}
+    assert len(registry.nodes()) == 1
+    assert opened == []
+
+
+def test_a_record_is_kept_open_only_while_there_is_a_link(registry, monkeypatch):
+    link = link_of(sealed(name="opened"))
+    registry.linked(link)
+    view = registry.peers[NODE.peer_id]
+    assert view.record is view.record
+    registry.unlinked(link)
+    assert view.record == open_record(view.sealed)
+    assert view.record is not view.record
+    assert (registry.nodes("m"), list(registry.announced.announcers("m"))) == ([], [view])
 
 
 # Links
@@ -312,4 +356,5 @@ def test_the_newest_come_first(registry, clock):
     registry.learn(sealed(old, name="old"), age=50)
     clock.now += 10
     registry.learn(sealed(fresh, name="fresh"), age=2)
-    assert names(registry.newest()) == ["linked", "fresh", "old"]
+    assert names(registry.newest(registry.peers.values(), 9)) == ["linked", "fresh", "old"]
+    assert names(registry.newest(registry.peers.values(), 2)) == ["linked", "fresh"]

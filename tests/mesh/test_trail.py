@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.trail import MAX_ENTRIES, MAX_SENTENCES, Trail
+from mesh.trail import MAX_ENTRIES, MAX_SENTENCES, Trail, how_to_join
 
 
 @pytest.fixture
@@ -65,6 +65,7 @@ def test_each_failure_is_a_sentence(trail, way, code, words):
     [
         ("/a: connection refused", "Nothing listens there"),
         ("/a: another peer answers there; its identity changed", "Copy the address anew"),
+        ("/a: it takes the connection, then says nothing for 5 s", "the peer hangs"),
         ("/a: no answer within 5 s", "a firewall is between"),
         ("/a: it does not answer as a libp2p peer", "Some other program listens there"),
         ("/a: it is a libp2p peer, but not of this mesh program", "another libp2p program"),
@@ -79,11 +80,24 @@ def test_a_wrong_bootstrap_address_gets_the_advice_that_fits(trail, outcome, adv
     assert advice in trail.explain()[0]
 
 
+def test_the_target_is_named_once(trail):
+    trail.add("bootstrap", "/a", "cannot reach the peer at any address: /a: connection refused", code="unreachable")
+    assert trail.explain()[0].startswith("Bootstrap /a could not be used: connection refused. Nothing listens there: start")
+
+
+def test_what_starts_a_node():
+    here, far = "/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/10.0.0.1/tcp/1/p2p/x"
+    assert how_to_join("default", [here, far], private=False) == f"`mesh-node --bootstrap {far}`"
+    assert how_to_join("a b", [here], private=False) == f"`mesh-node --mesh 'a b' --bootstrap {here}`"
+    assert how_to_join("default", [], private=False) == "`mesh-node --bootstrap ADDRESS`"
+    assert "`mesh invite" in how_to_join("ours", [here], private=True)
+
+
 def test_where_the_operator_said_to_look_comes_first_and_the_rest_is_bounded(trail):
     for number in range(MAX_ENTRIES):
         trail.add("mdns", str(number), "it is in mesh 'x'", code="other_mesh")
     trail.add("bootstrap", "/a", "connection refused", code="unreachable")
-    sentences = trail.explain_no_node(2)
+    sentences = trail.explain_no_node(2, "`mesh-node`")
     assert sentences[0].startswith("Linked with 2 other peers")
     assert sentences[1].startswith("Bootstrap /a")
     assert len(sentences) == MAX_SENTENCES + 2

@@ -194,7 +194,7 @@ async def test_a_peer_that_offers_nothing_is_asked_a_few_times_and_nothing_chang
     caplog.set_level("INFO", "mesh.upgrade")
     gateway = await town.add("gateway")
     asked: list[str] = []
-    gateway._upgrades._direct.offer = lambda peer_id: asked.append(peer_id) or UpgradeOffer()
+    gateway._links.upgrades._direct.offer = lambda peer_id: asked.append(peer_id) or UpgradeOffer()
     node = await town.add("node", gateway)
     link = node.links[gateway.peer_id]
     await until(lambda: len(asked) == 3)
@@ -208,7 +208,7 @@ async def test_a_peer_that_never_answers_is_not_waited_for(town: Town, monkeypat
     caplog.set_level("INFO", "mesh.upgrade")
     monkeypatch.setattr(upgrade, "OFFER_LIMIT", 0.1)
     gateway = await town.add("gateway")
-    monkeypatch.setattr(gateway._upgrades, "hear", lambda _link, _message: None)
+    monkeypatch.setattr(gateway._links.upgrades, "hear", lambda _link, _message: None)
     node = await town.add("node", gateway)
     await until(lambda: "it offered none" in caplog.text)
     assert carriers(gateway, node) == ["libp2p", "libp2p"]
@@ -240,7 +240,7 @@ async def test_links_that_drain_are_among_every_link(town: Town) -> None:
 
 async def test_the_memory_of_failures_is_bounded(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "MAX_FAILURES", 2)
-    upgrades = (await town.add("gateway"))._upgrades
+    upgrades = (await town.add("gateway"))._links.upgrades
     for instance in ("one", "two", "one", "three"):
         upgrades._remember(instance, lived=0.0)
     assert upgrades._failures == {"one": 2, "three": 1}
@@ -251,8 +251,8 @@ async def test_the_memory_of_failures_is_bounded(town: Town, monkeypatch: pytest
 async def test_a_wrong_fingerprint_leaves_the_link_on_libp2p(town: Town, caplog: Any) -> None:
     caplog.set_level("INFO", "mesh.upgrade")
     gateway = await town.add("gateway")
-    true = gateway._upgrades._direct.offer
-    gateway._upgrades._direct.offer = lambda peer_id: msgspec.structs.replace(true(peer_id), fingerprint=bytes(32))
+    true = gateway._links.upgrades._direct.offer
+    gateway._links.upgrades._direct.offer = lambda peer_id: msgspec.structs.replace(true(peer_id), fingerprint=bytes(32))
     node = await town.add("node", gateway)
     await until(lambda: "another certificate" in caplog.text)
     town.service.gate.set()

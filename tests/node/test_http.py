@@ -11,6 +11,7 @@ import trio
 from mesh.errors import Misconfigured
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import ModelEntry
+from mesh.messages.worker import Alive, CacheStats, EngineStats
 from node import http as node_http
 from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.backends.mock import MockBackend, MockSettings
@@ -226,3 +227,16 @@ def test_urls_are_reachable_from_this_machine() -> None:
     assert url_of("127.0.0.1", 1) == "http://127.0.0.1:1"
     assert url_of("0.0.0.0", 1) == "http://127.0.0.1:1"
     assert url_of("::1", 1) == "http://[::1]:1"
+
+
+async def test_info_tells_the_engines_counters_where_there_is_an_engine(serve, client) -> None:
+    stats = EngineStats(total_requests=3, completed_requests=2, cache=CacheStats(hits=1, misses=3, hit_rate=0.25))
+    alive = Alive(step=9, running=1, waiting=0, busy_seconds=0.5, stats=stats)
+    ports = await serve(DownBackend("a", state="ready", running=True, engine=alive, heard=0.25), MockBackend("b"))
+    models = {model["id"]: model for model in (await get(client, ports, "/info")).json()["models"]}
+    metrics = models["a"]["metrics"]
+    sizes = {"evictable_size", "protected_size", "total_cached", "total_capacity"}
+    assert set(metrics["cache"]) == {"hit_rate", "hits", "misses", "evictions", "node_count", *sizes}
+    assert (metrics["cache"]["hit_rate"], metrics["engine"]["total_requests"], metrics["gpu"]) == (0.25, 3, None)
+    assert metrics["pulse"] == {"step": 9, "busy_seconds": 0.5, "heard_seconds_ago": 0.25}
+    assert models["b"]["metrics"] is None

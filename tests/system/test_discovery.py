@@ -63,7 +63,9 @@ async def test_two_nodes_and_two_gateways_meet_through_a_bootstrap_peer(fleet: A
 @pytest.mark.timeout(120)
 async def test_any_peer_will_do_as_bootstrap(fleet: Any, http: Any, until: Any, chat: Any) -> None:
     gateway = await fleet.gateway("--no-mdns")
-    node = await fleet.mock("model-a", "--no-mdns", "--bootstrap", gateway.address)
+    told = (await http.get(f"{gateway.url}/v1/mesh/bootstrap")).json()
+    assert told == {**told, "peer_id": gateway.ready["peer_id"], "mesh": fleet.mesh, "private": False}
+    node = await fleet.mock("model-a", "--no-mdns", "--bootstrap", told["addresses"][0])
 
     async def found() -> bool:
         return await linked_nodes(http, gateway.url) == {node.ready["peer_id"]}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+IMPORTABLE = {**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1])}
 
 
 def state_of(program: Any) -> Path:
@@ -57,6 +59,10 @@ async def test_a_private_mesh_from_its_first_start_to_a_new_key(fleet: Any, http
         return bool((await http.post(f"{gateway.url}/v1/chat/completions", json=chat("model-a"))).status_code == 200)
 
     await until(answer)
+    example = [sys.executable, str(EXAMPLES / "client.py"), "--bootstrap"]
+    for address, said in ((token, f"from {node.ready['peer_id']}"), (node.address, "client: that mesh is private")):
+        done = await trio.run_process([*example, address], capture_stdout=True, capture_stderr=True, check=False, env=IMPORTABLE)
+        assert said in (done.stdout + done.stderr).decode()
 
     line = await refused(fleet, "gateway", "--bootstrap", bootstrap.address)
     assert line.startswith("mesh-gateway: that mesh is private; join it with")

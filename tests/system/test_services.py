@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
+SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "registry.sh"
 TEXTS = ["from ", "far ", "away"]
 
 
@@ -128,6 +132,75 @@ async def test_a_service_is_routable_through_every_gateway_and_survives_a_restar
     again.kill()
     last = await fleet.gateway("--no-mdns", "--bootstrap", bootstrap.address, "--state-dir", str(fleet.logs / "first"))
     assert (await http.get(f"{last.url}/services")).json()["total"] == 1
+
+
+SERVICE = {
+    "name", "host", "port", "hostname", "url", "status", "timestamp", "last_heartbeat", "health_status", "is_healthy", "metadata",
+}  # fmt: skip
+
+
+async def curl(url: str, *args: str) -> dict[str, Any]:
+    """What `docs/examples/registry.sh` prints, and as `code` whether it was content."""
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            ["sh", str(SCRIPT), *args], capture_stdout=True, check=False, env={**os.environ, "GATEWAY": url}
+        )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return {**answer, "exit": done.returncode}
+
+
+async def test_the_nine_endpoints_by_curl_and_a_restart(fleet: Any, http: Any, until: Any, far: Any, chat: Any) -> None:
+    state = ("--state-dir", str(fleet.logs / "kept"))
+    gateway = await fleet.gateway("--no-mdns", *state)
+    url, where = gateway.url, ("far", "127.0.0.1", str(far.body["port"]))
+    health = await curl(url, "health")
+    assert (health["exit"], health["status"], health["router"], health["total_services"]) == (0, "healthy", True, 0)
+    made = await curl(url, "register", *where)
+    assert (made["exit"], set(made), set(made["service"])) == (0, {"message", "service", "exit"}, SERVICE)
+    got = await curl(url, "get", "far")
+    assert (set(got) - {"exit"}, got["port"], got["status"]) == (SERVICE, far.body["port"], "running")
+    changed = await curl(url, "change", "far", '{"metadata": {"type": "openai-api", "weight": 2}}')
+    assert (set(changed), changed["service"]["metadata"]["weight"]) == ({"message", "service", "exit"}, 2)
+    probed = await curl(url, "probe", "far")
+    assert set(probed) == {"service", "health_status", "is_healthy", "last_heartbeat", "timestamp", "exit"}
+    assert (probed["health_status"], probed["is_healthy"]) == ("healthy", True)
+    beaten = await curl(url, "heartbeat", "far")
+    assert (set(beaten), beaten["exit"]) == ({"message", "timestamp", "exit"}, 0)
+    for query, total in (("", 1), ("?status=running&healthy=true", 1), ("?status=stopped", 0), ("?healthy=false", 0)):
+        listed = await curl(url, "list", query)
+        assert (set(listed), listed["total"], len(listed["services"])) == (
+            {"services", "total", "timestamp", "exit"},
+            total,
+            total,
+        )
+    stats = await curl(url, "stats")
+    assert (stats["total_services"], stats["status_distribution"], stats["services"][0]["weight"]) == (1, {"running": 1}, 2)
+    assert await text_of(http, url, chat) == "".join(TEXTS)
+
+    await gateway.stop()
+    gateway = await fleet.gateway("--no-mdns", *state)
+    again = await curl(gateway.url, "get", "far")
+    assert {key: again[key] for key in ("name", "url", "hostname")} == {key: got[key] for key in ("name", "url", "hostname")}
+    assert again["metadata"]["weight"] == 2
+    await until(lambda: serves(http, gateway.url, "far-model"))
+    assert await text_of(http, gateway.url, chat) == "".join(TEXTS)
+    assert (await curl(gateway.url, "remove", "far"))["exit"] == 0
+    for verb in ("get", "probe", "heartbeat", "remove"):
+        gone = await curl(gateway.url, verb, "far")
+        assert (gone["exit"], gone["error"]["code"]) == (22, "service_not_found")
+
+
+async def test_a_service_that_keeps_itself_registered(fleet: Any, http: Any, until: Any, far: Any) -> None:
+    gateway = await fleet.gateway("--no-mdns")
+    command = ["sh", str(SCRIPT), "keep", "far", "127.0.0.1", str(far.body["port"])]
+    fleet.spawn("service", command=command, env={"GATEWAY": gateway.url, "INTERVAL": "0.2"})
+    await until(lambda: serves(http, gateway.url, "far-model"))
+    assert (await http.delete(f"{gateway.url}/services/far")).status_code == 200
+
+    async def back() -> bool:
+        return bool((await http.get(f"{gateway.url}/services/far")).status_code == 200)
+
+    await until(back)
 
 
 async def _in_flight(http: Any, url: str) -> bool:

@@ -11,8 +11,8 @@ import socket
 from typing import TYPE_CHECKING
 
 import trio
-from libp2p.io.exceptions import IOException
-from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
 from mesh.errors import Unavailable
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from mesh.identity import PeerId
     from mesh.transport.libp2p.channel import Libp2pChannel
+
+    Attempt = Callable[[Address, Callable[[], None]], Awaitable[Libp2pChannel]]
+    """One address to a channel; the second argument is called once something takes the connection."""
 
 DIAL_TIMEOUT = 5.0
 """Seconds for all addresses together."""
@@ -51,7 +54,7 @@ class Dial:
         self.addresses = ordered[:MAX_ADDRESSES]
         self._winner: Libp2pChannel | None = None
 
-    async def run(self, attempt: Callable[[Address], Awaitable[Libp2pChannel]]) -> Libp2pChannel:
+    async def run(self, attempt: Attempt) -> Libp2pChannel:
         """The channel of the first attempt that succeeds. Blocks at most `DIAL_TIMEOUT` seconds. Raises Unavailable."""
         try:
             with trio.move_on_after(DIAL_TIMEOUT):
@@ -64,7 +67,7 @@ class Dial:
             raise Unavailable(self._message(), code="unreachable")
         return self._winner
 
-    async def _race(self, attempt: Callable[[Address], Awaitable[Libp2pChannel]]) -> None:
+    async def _race(self, attempt: Attempt) -> None:
         async with trio.open_nursery() as nursery:
             for address in self.addresses:
                 failed = trio.Event()
@@ -74,14 +77,17 @@ class Dial:
 
     async def _try(
         self,
-        attempt: Callable[[Address], Awaitable[Libp2pChannel]],
+        attempt: Attempt,
         address: Address,
         failed: trio.Event,
         others: trio.CancelScope,
     ) -> None:
+        def connected() -> None:
+            self._reasons[str(address)] = f"it takes the connection, then says nothing for {DIAL_TIMEOUT:.0f} s"
+
         self._reasons[str(address)] = f"no answer within {DIAL_TIMEOUT:.0f} s"
         try:
-            channel = await attempt(address)
+            channel = await attempt(address, connected)
         except Exception as error:  # noqa: BLE001 - handshakes with strangers raise whatever their libraries raise
             self._reasons[str(address)] = _reason(error)
             failed.set()
@@ -122,7 +128,7 @@ def _reason(error: BaseException) -> str:
                 return "no address is known for this name"
             case OSError(errno=int(number)):
                 return os.strerror(number).lower()
-    if isinstance(chain[-1], (IOException, MultiselectClientError, trio.TooSlowError)):
+    if isinstance(chain[-1], (BaseLibp2pError, trio.TooSlowError)):
         return "it does not answer as a libp2p peer"
     return (str(chain[-1]) or type(chain[-1]).__name__)[:_MAX_REASON]
 

@@ -25,7 +25,7 @@ from mesh.transport.libp2p.tamed import HANDSHAKE_TIMEOUT, Host, carrier_of
 from mesh.transport.libp2p.websocket import WebSocketCarrier
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from libp2p.abc import IMuxedConn, INetStream
 
@@ -103,11 +103,12 @@ class Libp2pTransport(Transport):
         # Loopback first over all listeners: a peer on this machine should not go through the network.
         return sorted(found, key=lambda address: not address.is_loopback)
 
-    async def _connect(self, address: Address) -> Libp2pChannel:
+    async def _connect(self, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
         stream = await trio.open_tcp_stream(address.host, address.port)
+        connected()
         carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
             if isinstance(carrier, WebSocketCarrier):

@@ -39,10 +39,10 @@ class Constraint:
         return bool(self._matcher.is_stopped())
 
     def restrict(self, row: Tensor) -> None:
-        """Make every token impossible that must not come next. Raises BackendFailed when the grammar gives up."""
+        """Make every token impossible that must not come next. Raises BadRequest when the grammar gives up."""
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise BackendFailed(f"the grammar gave up: {self._matcher.get_error()}; simplify it", code="grammar_failed")
+            raise BadRequest(f"the grammar gave up: {self._matcher.get_error()}; simplify it", code="grammar_failed")
         words = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
         allowed = ((words[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1).bool()
         forbidden = torch.ones(row.shape[0], dtype=torch.bool)

@@ -43,12 +43,8 @@ class Outputs:
         grammar = grammar_of(request, self._format)
         return grammar is None or self._grammars.knows(grammar)
 
-    def prepare(self, request: InferenceRequest) -> None:
-        """Compile what the request needs compiled; may take seconds, on any thread. Raises BadRequest."""
-        self._constraint(request)
-
     def choice(self, request: InferenceRequest, prompt: Sequence[int], *, limit: int) -> Choice:
-        """The answer to be made; at most `limit` tokens. Raises BadRequest."""
+        """The answer to be made; at most `limit` tokens. May compile for seconds, on any thread. Raises BadRequest."""
         inside = self._format.thinks and begins_in_thought(self._tokenizer, prompt)
         thinks = inside and self._format.think_end is not None
         calls = asks_for_calls(request)

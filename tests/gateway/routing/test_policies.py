@@ -1,15 +1,17 @@
 import itertools
 from collections import Counter
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
-from gateway.routing.policies import DEFAULT_POLICY, POLICIES, Ranked, policy_named
-from gateway.routing.snapshot import Candidate, Demand, Snapshot
+from gateway.routing.plugins import policy_named
+from gateway.routing.policies import DEFAULT_POLICY, POLICIES
+from gateway.routing.prediction import Ranked
+from gateway.routing.snapshot import Candidate, Snapshot
 from mesh.errors import Misconfigured
 from mesh.identity import PeerId
 
-TRIED = {"idle": 1.0, "ttft": 0.1, "itl": 0.01, "rtt": 0.001}
+TRIED = {"idle": 1.0, "ttft": 0.1, "itl": 0.01, "rtt": 0.001, "latency": 1.4}
 
 
 def node(name: str, **known) -> Candidate:
@@ -50,7 +52,7 @@ def test_a_node_that_failed_comes_last_but_is_not_banned(policy):
     assert names(POLICIES[policy](snapshot(node("bad", suspect=True)))) == ["bad"]
 
 
-@pytest.mark.parametrize("policy", ["round_robin", "weighted_round_robin", "least_loaded"])
+@pytest.mark.parametrize("policy", ["round_robin", "weighted_round_robin", "least_loaded", "best_performance"])
 def test_awake_nodes_come_before_sleeping_ones(policy):
     taken = snapshot(node("asleep", state="asleep", wake=5.0), node("awake", busy=3))
     assert names(POLICIES[policy](taken)) == ["awake", "asleep"]
@@ -94,10 +96,9 @@ def test_prediction_counts_queue_waking_distance_and_prefill():
     full = replace(base, busy=12)
     asleep = replace(base, state="asleep", wake=8.0)
     slow_prefill = replace(base, prefill_rate=100.0)
-    long_prompt = Demand(prompt_tokens=1000)
     for worse in (far, full, asleep, slow_prefill):
         worse = replace(worse, name="worse", peer_id=PeerId("worse"))
-        assert first("predicted_latency", snapshot(worse, base, demand=long_prompt)) == "base"
+        assert first("predicted_latency", snapshot(worse, base, prompt_tokens=1000)) == "base"
 
 
 def test_a_long_queue_at_a_fast_node_sends_requests_to_a_slower_one():
@@ -153,6 +154,6 @@ def test_the_parts_of_a_prediction_add_up():
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
-    with pytest.raises(Misconfigured, match=r"'fastest'.*least_loaded, predicted_latency, round_robin"):
+    with pytest.raises(Misconfigured, match=r"'fastest'.*least_loaded, predicted_latency, prefix_affinity, round_robin"):
         policy_named("fastest")
     assert DEFAULT_POLICY in POLICIES

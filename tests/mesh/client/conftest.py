@@ -55,9 +55,10 @@ class Service:
 
 
 class Village:
-    """`node` adds one that serves `m` with a service; `client` makes a client that knows the bootstrap peer."""
+    """`node` adds one that serves `m`; `client` makes one that knows the bootstrap peer. `settings` are every peer's."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, settings: dict[str, Any]) -> None:
+        self.settings = settings
         self.network = MemoryNetwork()
         self.nursery = nursery
         self.bootstrap: Peer | None = None
@@ -81,8 +82,8 @@ class Village:
     def peer(self, role: Any, service: Any = None, **settings: Any) -> Peer:
         identity = Identity.generate()
         bootstrap = self.bootstrap.addresses if self.bootstrap else []
-        fields = PeerSettings(identity=identity, role=role, name=role, mesh="test", bootstrap=bootstrap, **settings)
-        return Peer(fields, MemoryTransport(identity, self.network), service)
+        fields = {"identity": identity, "role": role, "name": role, "mesh": "test", "bootstrap": bootstrap}
+        return Peer(PeerSettings(**{**fields, **self.settings, **settings}), MemoryTransport(identity, self.network), service)
 
     def client(self, **options: Any) -> MeshClient:
         assert self.bootstrap is not None
@@ -101,9 +102,9 @@ def service() -> type[Service]:
 @pytest.fixture
 def village() -> Any:
     @asynccontextmanager
-    async def build() -> AsyncIterator[Village]:
+    async def build(**settings: Any) -> AsyncIterator[Village]:
         async with trio.open_nursery() as nursery:
-            built = Village(nursery)
+            built = Village(nursery, settings)
             built.bootstrap = built.peer("bootstrap")
             await nursery.start(built.bootstrap.run)
             yield built

@@ -97,6 +97,32 @@ async def test_peers_of_other_meshes_are_told_of_and_we_ourselves_are_not(mesh_n
     assert ours.peer_id not in heard
 
 
+async def test_who_is_announced_is_told_of_again_until_its_goodbye(mesh_name, monkeypatch):
+    monkeypatch.setattr(mdns, "AGAIN", 0.1)
+    _, first = announcer(mesh_name)
+    friend, second = announcer(mesh_name)
+    times: list[float] = []
+    async with trio.open_nursery() as nursery:
+        heard = lambda found: times.append(trio.current_time()) if found.peer_id == friend.peer_id else None  # noqa: E731
+        await nursery.start(first.run, heard)
+        async with trio.open_nursery() as friends:
+            await friends.start(second.run, lambda found: None)
+            await until(lambda: len(times) > 4)
+            friends.cancel_scope.cancel()
+        await until(lambda: trio.current_time() - times[-1] > 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_only_the_latest_are_kept_to_be_told_of_again(monkeypatch):
+    monkeypatch.setattr(mdns, "MAX_ANNOUNCED", 3)
+    sender, _receiver = trio.open_memory_channel[Found](1)
+    announced: dict[str, Found] = {}
+    listener = mdns._Listener(trio.lowlevel.current_trio_token(), sender, announced)
+    for number in range(5):
+        listener._hand_over(f"service-{number}", Found(Identity.generate().peer_id, [], "m", "node"))
+    assert list(announced) == ["service-2", "service-3", "service-4"]
+
+
 def test_a_peer_without_addresses_does_not_take_itself_for_deaf(mesh_name):
     assert Mdns(peer_id=Identity.generate().peer_id, mesh=mesh_name, role="client", addresses=[]).heard_itself
     assert not announcer(mesh_name)[1].heard_itself
@@ -157,9 +183,9 @@ async def test_a_taken_port_is_named(monkeypatch, mesh_name):
 
 async def test_findings_that_nobody_takes_are_dropped_and_not_kept():
     sender, receiver = trio.open_memory_channel[Found](2)
-    listener = mdns._Listener(trio.lowlevel.current_trio_token(), sender)
+    listener = mdns._Listener(trio.lowlevel.current_trio_token(), sender, {})
     for _ in range(5):
-        listener._hand_over(Found(Identity.generate().peer_id, [], "m", "node"))
+        listener._hand_over("a service", Found(Identity.generate().peer_id, [], "m", "node"))
     assert receiver.statistics().current_buffer_used == 2
     receiver.close()
-    listener._hand_over(Found(Identity.generate().peer_id, [], "m", "node"))
+    listener._hand_over("a service", Found(Identity.generate().peer_id, [], "m", "node"))

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import trio
 
@@ -21,7 +22,7 @@ from mesh.transport.base import Channel
 from mesh.transport.memory import MemoryNetwork, MemoryTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
 DONE = Done("stop", Usage(1, 2), Performance(1, 2, 3, 4, 5))
 
@@ -99,11 +100,15 @@ class Raw:
                 if isinstance(self.received[seen], kind):
                     return self.received.pop(seen)
                 seen += 1
-            data = await self.channel.receive_some(65536)
-            if not data:
+            if not await self.more():
                 return None
-            for body in self.frames.feed(bytes(data)):
-                self.received += decode(body)
+
+    async def more(self) -> bool:
+        """Take in what comes next. False at the end of the channel."""
+        data = await self.channel.receive_some(65536)
+        for body in self.frames.feed(bytes(data)):
+            self.received += decode(body)
+        return bool(data)
 
 
 @dataclass
@@ -147,13 +152,15 @@ class Kit:
             nursery.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def raw(self, near: LinkSide | None = None) -> AsyncIterator[tuple[Link, Raw, dict[str, BaseException | None]]]:
-        """A running link whose far end is in the test's hands, after its hello."""
+    async def raw(
+        self, near: LinkSide | None = None, *, features: Iterable[str] = ()
+    ) -> AsyncIterator[tuple[Link, Raw, dict[str, BaseException | None]]]:
+        """A running link whose far end is in the test's hands, after its hello with `features`."""
         async with self.channels() as (here, there), trio.open_nursery() as nursery:
             raw = Raw(there)
             link = Link(here, near or side_of(self.near), dialled=True)
             pair = Pair(self.network, link, link)
-            await raw.say(hello_of(self.far))
+            await raw.say(msgspec.structs.replace(hello_of(self.far), features=[*features]))
             await nursery.start(self._watch, pair, "near")
             await raw.hear(Hello)
             yield link, raw, pair.outcomes

@@ -692,13 +692,13 @@ async def test_an_event_of_the_wrong_shape_fails_its_request_alone(autojump_cloc
     assert events == [done]
 
 
-async def test_a_slow_reader_fails_its_request_alone(autojump_clock, kit, side, ask, done):
+async def test_a_slow_reader_that_knows_no_credit_fails_its_request_alone(autojump_clock, kit, side, ask, done):
     class Torrent:
         async def infer(self, request: InferenceRequest, emit):
             if request.prompt == "small":
                 await trio.sleep(1)
                 emit(done)
-            for number in range(200):
+            for number in range(400):
                 emit(Delta(number, [number], "x" * 20_000))
                 await trio.lowlevel.checkpoint()
             emit(done)

@@ -8,8 +8,10 @@ import trio.testing
 
 from mesh.framing import FrameError, FrameReader
 from mesh.link.codec import MAX_MESSAGE, decode, encode
-from mesh.link.writer import FRAME_TARGET, MAX_PENDING, STALL_LIMIT, Account, LinkWriter
-from mesh.messages.link import Heartbeat, Leave
+from mesh.link.pieces import Assembly
+from mesh.link.writer import FRAME_TARGET, MAX_PENDING, STALL_LIMIT, LinkWriter
+from mesh.messages.inference import Delta
+from mesh.messages.link import Cancel, Emit, Heartbeat, Leave, Piece
 
 
 class Wire:
@@ -18,6 +20,8 @@ class Wire:
     def __init__(self, *, blocked=False):
         self.frames = FrameReader()
         self.written = []
+        self.sizes = []
+        self.on_write = lambda: None
         self.aborted = False
         self.blocked = blocked
 
@@ -25,7 +29,13 @@ class Wire:
         await trio.lowlevel.checkpoint()
         if self.blocked:
             await trio.sleep_forever()
+        self.sizes.append(len(data))
         self.written.append([decode(body) for body in self.frames.feed(data)])
+        self.on_write()
+
+    @property
+    def messages(self):
+        return [message for frame in self.written for body in frame for message in body]
 
     def abort(self):
         self.aborted = True
@@ -33,6 +43,10 @@ class Wire:
 
 def writer_on(wire):
     return LinkWriter(wire, lambda: encode(Heartbeat(1.0)))
+
+
+def kinds(frame):
+    return [type(message) for body in frame for message in body]
 
 
 async def drain(writer):
@@ -53,27 +67,81 @@ async def test_everything_pending_is_one_write_and_heartbeats_come_first(autojum
     assert writer.pending == 0
 
 
-async def test_a_frame_stops_at_its_target_unless_one_message_is_larger(autojump_clock):
+async def test_heartbeats_come_first_then_control_then_events(autojump_clock):
     wire = Wire()
     writer = writer_on(wire)
-    third = encode(Leave("x" * (FRAME_TARGET // 3)))
-    large = encode(Leave("y" * (2 * FRAME_TARGET)))
-    for message in (third, third, third, large, third):
-        writer.put(message)
+    writer.put_event(encode(Emit(1, Delta(0, [0], "a"))))
+    writer.put(encode(Leave("x")))
+    writer.put_event(encode(Emit(1, Delta(1, [1], "b"))))
+    writer.put(encode(Cancel(2)))
+    writer.beat()
     await drain(writer)
-    assert [len(body) for frame in wire.written for body in frame] == [2, 1, 1, 1]
+    (frame,) = wire.written
+    (messages,) = frame
+    assert messages == [Heartbeat(1.0), Leave("x"), Cancel(2), *(Emit(1, Delta(n, [n], "ab"[n])) for n in (0, 1))]
 
 
-async def test_accounts_follow_what_is_written(autojump_clock):
+async def test_a_frame_stops_at_its_target_and_loses_nothing(autojump_clock):
     wire = Wire()
     writer = writer_on(wire)
-    one, other = Account(), Account()
-    writer.put(b"\x81\xa4type\xa5leave", one)
-    writer.put(b"\x81\xa4type\xa5leave", one)
-    writer.put(b"\x81\xa4type\xa5leave", other)
-    assert (one.queued, other.queued, writer.pending) == (24, 12, 36)
+    events = [Emit(1, Delta(number, [], "x" * (FRAME_TARGET // 5))) for number in range(20)]
+    for event in events:
+        writer.put_event(encode(event))
     await drain(writer)
-    assert (one.queued, other.queued, writer.pending) == (0, 0, 0)
+    assert all(size <= FRAME_TARGET + 9 for size in wire.sizes)
+    assert wire.messages == events
+    assert len(wire.sizes) == 5
+
+
+async def test_a_large_message_goes_in_pieces_and_others_between_them(autojump_clock):
+    wire = Wire()
+    writer = writer_on(wire)
+    writer.pieces = True
+    large = encode(Leave("y" * 1_000_000))
+    writer.put(large)
+
+    def more():
+        if writer.pending > 100_000:
+            writer.beat()
+            writer.put_event(encode(Emit(1, Delta(0, [], "x"))))
+
+    wire.on_write = more
+    await drain(writer)
+    assert max(wire.sizes) <= FRAME_TARGET
+    assembly = Assembly()
+    wholes = [assembly.add(message) for message in wire.messages if isinstance(message, Piece)]
+    assert wholes[-1] == large
+    assert wholes[:-1] == [None] * (len(wholes) - 1)
+    between = [kinds(frame) for frame in wire.written[1:-3]]
+    assert between == [[Heartbeat, Emit, Piece]] * (len(wire.written) - 4)
+    assert len(between) > 20
+
+
+async def test_without_the_feature_a_large_message_is_a_frame_of_its_own(autojump_clock):
+    wire = Wire()
+    writer = writer_on(wire)
+    large, small = Leave("y" * 1_000_000), Emit(1, Delta(0, [], "x"))
+    writer.put(encode(large))
+    writer.put_event(encode(small))
+    writer.beat()
+    await drain(writer)
+    assert wire.written == [[[Heartbeat(1.0), small]], [[large]]]
+
+
+async def test_a_large_message_overtakes_no_event_and_nothing_in_its_lane_overtakes_it(autojump_clock):
+    wire = Wire()
+    writer = writer_on(wire)
+    writer.pieces = True
+    before = [Emit(1, Delta(number, [], "x" * 20_000)) for number in range(30)]
+    for event in before:
+        writer.put_event(encode(event))
+    writer.put_event(encode(Emit(1, Delta(30, [], "y" * 100_000))))
+    writer.put_large(encode(Cancel(1)))
+    await drain(writer)
+    order = [type(message) for message in wire.messages]
+    assert order[:30] == [Emit] * 30
+    assert order[30:] == [Piece] * (len(order) - 31) + [Cancel]
+    assert writer.pending == 0
 
 
 async def test_too_much_pending_aborts_the_channel_and_drops_the_rest(autojump_clock):

@@ -12,12 +12,12 @@ import argparse, os, socket, sys, time
 import msgspec
 from mesh.framing import FrameReader, frame
 from mesh.messages.inference import Accepted, Delta, Done, Fail, Performance, Usage
-from mesh.messages.worker import Abort, EngineLoad, Loading, Ready, Refusal, Step, Submit, ToWorker
+from mesh.messages.worker import Abort, Alive, EngineLoad, EngineStats, Loading, Ready, Refusal, Step, Submit, ToWorker
 
 parser = argparse.ArgumentParser()
 for flag in ("--model", "--device", "--dtype"):
     parser.add_argument(flag)
-for flag in ("--socket-fd", "--slots", "--context"):
+for flag in ("--socket-fd", "--slots", "--context", "--cache-mib"):
     parser.add_argument(flag, type=int)
 options = parser.parse_args()
 behaviour = os.path.basename(options.model)
@@ -50,6 +50,8 @@ if behaviour == "slow":
     time.sleep(100)
 send(Ready(context_length=options.context or 128, vocabulary=64, parameters=1000, slots=options.slots or 4, device="cpu",
     device_name="test", device_memory=1, dtype="float32", weights_digest="digest", numerics="numerics", architecture="None"))
+if behaviour == "wedged":
+    send(Alive(step=7, running=1, waiting=0, busy_seconds=4.5, stats=EngineStats(total_requests=3)))
 if behaviour == "deaf":
     time.sleep(100)
 

@@ -56,6 +56,20 @@ async def test_a_ready_worker_fills_the_entry_and_answers(start, ask) -> None:
     assert (status.restarts, status.last_error) == (0, None)
 
 
+async def test_the_last_pulse_is_kept_with_its_time(start, ask) -> None:
+    backend = await start("wedged", restarts=RestartPolicy(delay=1000))
+    await until(lambda: backend.pulse)
+    alive, age = backend.pulse
+    assert (alive.step, alive.busy_seconds, alive.stats.total_requests) == (7, 4.5, 3)
+    assert 0 <= age < HANG_GUARD
+    await until(lambda: backend.pulse[1] > age)
+    await backend.infer(ask(), lambda event: None)
+    assert (backend.status().engine, backend.status().heard < HANG_GUARD) == (alive, True)
+    with pytest.raises(BackendFailed):
+        await backend.infer(ask("die"), lambda event: None)
+    assert backend.pulse is None, "the pulse is of a worker that is gone"
+
+
 async def test_the_progress_of_loading_is_told(worker_settings, nursery) -> None:
     told = []
     backend = TorchBackend(worker_settings(), on_loading=lambda model, loading: told.append((model, loading.done, loading.total)))
@@ -278,8 +292,8 @@ def test_missing_packages_are_named_with_the_command(monkeypatch) -> None:
 
 
 def test_the_command_line_is_the_agreed_one(worker_settings) -> None:
-    settings = worker_settings(program=["python"], device="cuda:1", dtype="bfloat16", slots=8, context=4096)
+    settings = worker_settings(program=["python"], device="cuda:1", dtype="bfloat16", slots=8, context=4096, cache_mib=99)
     assert settings.argv(7) == [
         "python", "--model", str(settings.path), "--device", "cuda:1", "--dtype", "bfloat16", "--socket-fd", "7", "--slots", "8",
-        "--context", "4096",
+        "--context", "4096", "--cache-mib", "99",
     ]  # fmt: skip

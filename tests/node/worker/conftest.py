@@ -8,80 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mesh.messages.inference import Accepted, Delta, Done, Event, Fail, InferenceRequest
 from node.worker.engine import Engine, Limits
 from node.worker.loader import Options, load
+from tests.node.worker.tiny import KINDS, make_tokenizer, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-TEXT = (
-    "A mesh is made of peers. Every peer has a key and a name. A node runs models and a gateway lets clients in. "
-    "The engine computes one step for all requests and says what came out. Numbers: 0 1 2 3 4 5 6 7 8 9. "
-    "Grüße aus Köln, ça va bien, 你好世界, こんにちは, emoji 🙂🚀👩‍💻. "
-)
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('unknown role ' + m['role']) }}{% endif %}"
-    "<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-    # Larger than usual: random logits of ordinary size have near ties.
-    "initializer_range": 0.3,
-}
-
-
-def make_tokenizer() -> Any:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|start|>", "<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([TEXT] * 4, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|endoftext|>", extra_special_tokens=["<|start|>"]
-    )
-    wrapped.chat_template = TEMPLATE
-    return wrapped
-
-
-KINDS: dict[str, Any] = {
-    "llama": lambda ids: LlamaForCausalLM(LlamaConfig(**SIZES, **ids)),
-    "qwen3": lambda ids: Qwen3ForCausalLM(Qwen3Config(**SIZES, **ids, head_dim=16)),
-    "mistral": lambda ids: MistralForCausalLM(MistralConfig(**SIZES, **ids, sliding_window=None)),
-    "mistral-window": lambda ids: MistralForCausalLM(MistralConfig(**SIZES, **ids, sliding_window=12)),
-    "gemma2": lambda ids: Gemma2ForCausalLM(
-        Gemma2Config(**SIZES, **ids, head_dim=16, sliding_window=16, attn_logit_softcapping=5.0)
-    ),
-}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,11 +29,8 @@ def _one_thread() -> None:
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tokenizer = make_tokenizer()
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": 0}
-    for name, make in KINDS.items():
-        torch.manual_seed(sum(map(ord, name)))
-        make(ids).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    for name in KINDS:
+        save_model(folder / name, name, tokenizer)
     return folder
 
 
@@ -112,6 +44,8 @@ class Outcome:
     """Everything that one request was answered with."""
 
     events: list[Event]
+    prior: int = 0
+    """Tokens that were given out before."""
 
     @property
     def ids(self) -> list[int]:
@@ -130,7 +64,7 @@ class Outcome:
         middle = self.events[1:-1] if isinstance(self.events[0], Accepted) else self.events[:-1]
         assert isinstance(self.last, Done | Fail)
         assert all(isinstance(event, Delta) for event in middle)
-        offset = 0
+        offset = self.prior
         for event in middle:
             assert isinstance(event, Delta)
             assert event.offset == offset
@@ -149,7 +83,7 @@ class Driver:
     def submit(self, **fields: Any) -> int:
         number, self._next = self._next, self._next + 1
         fields = {"task": "completion" if "prompt" in fields else "chat", "max_tokens": 24, "temperature": 0.0, **fields}
-        self.outcomes[number] = Outcome([])
+        self.outcomes[number] = Outcome([], prior=sum(map(len, fields.get("prior", []))))
         self.engine.submit(number, InferenceRequest(request_id=f"r{number}", model="m", **fields))
         return number
 
@@ -186,8 +120,11 @@ def drive() -> type[Driver]:
 
 @pytest.fixture(scope="session")
 def make_driver(models_folder: Path) -> Any:
-    def make(name: str = "llama", *, slots: int = 16, budget: int = 512, queue: int = 256, **options: Any) -> Driver:
-        limits = Limits(budget=budget, queue=queue)
+    def make(
+        name: str = "llama", *, slots: int = 16, budget: int = 512, queue: int = 256, stretch: float = 0.0, **options: Any
+    ) -> Driver:
+        # Without a stretch nothing depends on how fast this machine is.
+        limits = Limits(budget=budget, queue=queue, stretch=stretch)
         engine, _ = load(
             Options(path=models_folder / name, device="cpu", dtype="float32", slots=slots, limits=limits, **options),
             lambda _: None,

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 from mesh.errors import Misconfigured
 from node.worker import loader
 from node.worker.loader import Options, load
+from node.worker.runner import SlotRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,16 +92,26 @@ def test_a_context_beyond_the_model_is_refused(models_folder: Path) -> None:
         load(Options(path=models_folder / "llama", device="cpu", context=513), ignore)
 
 
-def test_little_memory_costs_slots_then_context(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_what_fits_and_the_log_tells(
+    models_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     slot = 2 * 3 * 2 * 512 * 16 * 4  # keys and values, layers, heads, positions, head size, bytes
+    caplog.set_level("INFO")
 
-    def with_memory(memory: float, **options: Any) -> tuple[int, int]:
+    def with_memory(memory: float, **options: Any) -> tuple[int, int, int]:
         monkeypatch.setattr(loader, "free_memory", lambda _: int(memory / loader.MEMORY_SHARE))
-        _, ready = load(Options(path=models_folder / "llama", device="cpu", dtype="float32", **options), ignore)
-        return ready.slots, ready.context_length
+        engine, ready = load(Options(path=models_folder / "llama", device="cpu", dtype="float32", **options), ignore)
+        assert isinstance(engine._runner, SlotRunner)
+        assert engine._runner.arena.keys.nbytes * 2 <= memory + slot
+        return ready.slots, ready.context_length, engine.stats.cache.total_capacity
 
-    assert with_memory(5.5 * slot) == (5, 512)
-    assert with_memory(0.6 * slot) == (1, 256)
+    assert with_memory(100 * slot) == (16, 512, 16 * 512)
+    assert "12 MiB: 8192 tokens for running requests (16 times the context of 512), and 8192 tokens of prefixes" in caplog.text
+    assert with_memory(5.5 * slot) == (16, 512, 768)
+    assert "2048 tokens for running requests" in caplog.text
+    assert with_memory(1.0 * slot) == (16, 512, 0)
+    assert with_memory(0.6 * slot) == (16, 256, 51)
+    assert with_memory(100 * slot, cache_mib=1) == (16, 512, 512)
     with pytest.raises(Misconfigured, match="use a smaller --context"):
         with_memory(0.6 * slot, context=512)
 

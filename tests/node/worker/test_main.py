@@ -16,7 +16,7 @@ import pytest
 
 from mesh.framing import FrameReader, frame
 from mesh.messages.inference import Accepted, Delta, Done, Fail, InferenceRequest
-from mesh.messages.worker import Abort, FromWorker, Loading, Ready, Refusal, Step, Submit
+from mesh.messages.worker import Abort, Alive, FromWorker, Loading, Ready, Refusal, Step, Submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,11 +44,18 @@ class Worker:
             )
         self._reader = FrameReader()
         self._messages: list[Any] = []
+        self.alive: list[Alive] = []
 
     def send(self, *messages: Submit | Abort) -> None:
         self.socket.sendall(frame(msgspec.msgpack.encode(messages)))
 
     def receive(self) -> Any:
+        """The next message but `Alive`; None at the end of the stream."""
+        while isinstance(message := self.hear(), Alive):
+            self.alive.append(message)
+        return message
+
+    def hear(self) -> Any:
         """The next message; None at the end of the stream."""
         while not self._messages:
             data = self.socket.recv(1 << 16)

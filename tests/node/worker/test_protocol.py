@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from mesh.errors import BadRequest
 from mesh.framing import FrameReader, frame
 from mesh.messages.inference import Delta, InferenceRequest
-from mesh.messages.worker import Abort, EngineLoad, FromWorker, Loading, Step, Submit, ToWorker
+from mesh.messages.worker import Abort, Alive, EngineLoad, EngineStats, FromWorker, Loading, Step, Submit, ToWorker
 from node.worker import protocol
+from node.worker.intake import Prepared
 from node.worker.protocol import NodeConnection
 
 if TYPE_CHECKING:
@@ -101,6 +104,21 @@ def test_the_end_is_noticed_while_nobody_takes_messages(pair: Pair, monkeypatch:
     assert not pair.ended.wait(0.3)
     pair.node.close()
     assert pair.ended.wait(20)
+
+
+def test_how_the_engine_is_is_told_although_it_says_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "ALIVE_EVERY", 0.02)
+    beats = itertools.count(1)
+    pair.connection.alive = lambda: Alive(step=next(beats), running=1, waiting=0, busy_seconds=0.0, stats=EngineStats())
+    pair.connection.start()
+    assert [message.step for message in pair.receive(3)[:3]] == [1, 2, 3]
+
+
+def test_what_was_prepared_here_arrives_like_a_message(pair: Pair) -> None:
+    pair.connection.start()
+    prepared = Prepared(7, BadRequest("x"))
+    pair.connection.post(prepared)
+    assert pair.connection.receive(wait=True) == [prepared]
 
 
 def test_a_node_that_does_not_read_stops_the_engine(pair: Pair) -> None:

@@ -228,7 +228,7 @@ async def test_a_peer_that_never_answers_is_given_up_and_named(mesh, monkeypatch
     monkeypatch.setattr(dialling, "DIAL_TIMEOUT", 0.4)
     bob = await mesh.start()
     address = f"/ip4/127.0.0.1/tcp/{deaf}/p2p/{Identity.generate().peer_id}"
-    with pytest.raises(Unavailable, match=f"{address}: no answer within"):
+    with pytest.raises(Unavailable, match=f"{address}: it takes the connection, then says nothing"):
         await bob.transport.dial([address])
     await until(lambda: bob.open_connections == 0)
 
@@ -355,3 +355,20 @@ async def test_junk_ends_its_own_connection_only(mesh, echo, until, junk, listen
     await until(lambda: alice.open_connections == 0)
     monkeypatch.setattr(transport, "HANDSHAKE_TIMEOUT", 10.0)
     await echo(await bob.transport.dial(alice.transport.addresses))
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n" + b"x" * 200, b"SSH-2.0-x\r\n" * 20, b"\x00" * 500]
+)
+async def test_another_program_behind_an_address_is_said_in_our_words(mesh, nursery, said):
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.send_all(said)
+            await drained(stream)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    nursery.start_soon(trio.serve_listeners, answer, listeners)
+    alice = await mesh.start()
+    with pytest.raises(Unavailable, match=r"it does not answer as a libp2p peer$"):
+        await alice.transport.dial([f"/ip4/127.0.0.1/tcp/{port}/p2p/{Identity.generate().peer_id}"])

@@ -1,0 +1,81 @@
+"""Policies of others: found by entry point, and never trusted with a request.
+
+1. A plug-in is a `Policy` under the entry point group `infermesh.policies`; its name is the strategy's name. Ours win a clash.
+2. One that raises, or does not give every candidate back once with a finite score, is passed over for that request: the default
+   policy answers instead. It is counted each time and logged the first time of each kind.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from gateway.routing.policies import DEFAULT_POLICY, POLICIES
+from gateway.routing.prediction import Ranked
+from mesh.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from gateway.routing.policies import Policy
+    from gateway.routing.snapshot import Snapshot
+
+GROUP = "infermesh.policies"
+
+_logger = logging.getLogger(__name__)
+
+
+def strategies() -> list[str]:
+    """The names of all policies that are installed, sorted."""
+    return sorted({*POLICIES, *(found.name for found in entry_points(group=GROUP))})
+
+
+def policy_named(name: str) -> Policy:
+    """The policy of that name. Raises Misconfigured, which lists the names or says why a plug-in cannot be loaded."""
+    if name in POLICIES:
+        return POLICIES[name]
+    found = next(iter(entry_points(group=GROUP, name=name)), None)
+    if found is None:
+        raise Misconfigured(f"unknown strategy {name!r}; choose one of {', '.join(strategies())}")
+    try:
+        policy = found.load()
+    except Exception as error:
+        raise Misconfigured(f"the strategy {name!r} ({found.value}) cannot be loaded: {error!r}; mend or remove it") from error
+    if not callable(policy):
+        raise Misconfigured(f"the strategy {name!r} ({found.value}) is no function; see docs/api.md, Routing")
+    return Contained(name, policy)
+
+
+class Contained:
+    """A plug-in as a policy that always answers."""
+
+    def __init__(self, name: str, policy: Policy) -> None:
+        self.failures: Counter[str] = Counter()
+        """By what was wrong."""
+        self._name = name
+        self._policy = policy
+
+    def __call__(self, snapshot: Snapshot) -> list[Ranked]:
+        """What the plug-in says, or the default policy instead of it."""
+        try:
+            ranked: list[Any] = list(self._policy(snapshot))
+            fault = _fault(ranked, snapshot)
+        except Exception as error:  # noqa: BLE001 - somebody else's code; a request must not fail for it
+            ranked, fault = [], f"it raised {type(error).__name__}"
+        if fault is None:
+            return ranked
+        self.failures[fault] += 1
+        if self.failures[fault] == 1:
+            _logger.error("the strategy %s failed, %s answers instead: %s", self._name, DEFAULT_POLICY, fault)
+        return POLICIES[DEFAULT_POLICY](snapshot)
+
+
+def _fault(ranked: list[Any], snapshot: Snapshot) -> str | None:
+    if not all(isinstance(item, Ranked) for item in ranked):
+        return "it gave something else than Ranked"
+    if sorted(id(item.candidate) for item in ranked) != sorted(map(id, snapshot.candidates)):
+        return "it did not give every candidate back once"
+    if not all(isinstance(item.score, int | float) and math.isfinite(item.score) for item in ranked):
+        return "it gave a score that is no finite number"
+    return None
