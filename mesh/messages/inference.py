@@ -15,10 +15,14 @@ ToolChoice = Literal["auto", "none", "required"]
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What the output must match. `text` by kind: empty, a schema as JSON, a regular expression, a JSON list of texts, Lark."""
+    """What the output must match. `text` by kind: empty, a schema as JSON, a regular expression, a JSON list of texts, Lark.
+
+    `param` is the field that the client used, for errors about it.
+    """
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
     text: str = ""
+    param: str = "response_format"
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -29,7 +29,9 @@ def grammar_of(body: ChatRequest | CompletionRequest) -> Grammar | None:
     if len(forms) > 1:
         names = " and ".join(forms)
         raise BadRequest(f"{names} both say what form the output has; leave one out", param=list(forms)[1])
-    return next(iter(forms.values()), None)
+    for name, grammar in forms.items():
+        return msgspec.structs.replace(grammar, param=name)
+    return None
 
 
 def _response_format(body: ChatRequest | CompletionRequest) -> dict[str, Grammar]:

@@ -36,15 +36,12 @@ class ModelFormat:
     thinks: bool = False
     takes_tools: bool = False
     special: Mapping[int, str] = field(default_factory=dict)
-    think_end: int | None = None
-    """The token that ends a thought, where that is one token."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """The markers that are one token, special or not."""
 
     def literal(self, marker: str) -> str:
-        """The marker as a piece of a Lark grammar."""
-        for token, name in self.special.items():
-            if name == marker:
-                return f"<[{token}]>"
-        return f'"{marker}"'
+        """The marker as a piece of a Lark grammar: its token, where it is one."""
+        return f"<[{self.tokens[marker]}]>" if marker in self.tokens else f'"{marker}"'
 
 
 def model_format(tokenizer: Any, template: str) -> ModelFormat:
@@ -57,7 +54,7 @@ def model_format(tokenizer: Any, template: str) -> ModelFormat:
         thinks=THINK_START in template or THINK_END in template,
         takes_tools="tools" in template,
         special={vocabulary[name]: name for name in _MARKERS if vocabulary.get(name) in special},
-        think_end=vocabulary.get(THINK_END),
+        tokens={name: vocabulary[name] for name in _MARKERS if name in vocabulary},
     )
 
 

@@ -32,7 +32,7 @@ def asks_for_calls(request: InferenceRequest) -> bool:
 
 def param_of_form(request: InferenceRequest) -> str:
     """The field that an impossible form is about."""
-    return "tools" if asks_for_calls(request) and request.tool_choice == "required" else "response_format"
+    return request.grammar.param if request.grammar is not None and request.tool_choice != "required" else "tools"
 
 
 def grammar_of(request: InferenceRequest, model: ModelFormat) -> str | None:
@@ -88,26 +88,31 @@ def _calls(request: InferenceRequest, model: ModelFormat) -> str:
     chosen = [tool for tool in tools if request.tool_name in (None, tool["name"])]
     if not chosen:
         raise BadRequest(f"tool_choice names {request.tool_name!r}, which is not among the tools", param="tool_choice")
-    several = MOST_CALLS - 1 if request.parallel_tool_calls else 0
+    most = MOST_CALLS if request.parallel_tool_calls else 1
     match model.calls:
         case "hermes":
-            start, end = model.literal("<tool_call>"), model.literal("</tool_call>")
+            start, end, newline = model.literal("<tool_call>"), model.literal("</tool_call>"), "\n"
             body = _tools(chosen, "arguments")
-            return f'calls: call ("\\n" call){{0,{several}}}\ncall: {start} "\\n" body "\\n" {end}\n{body}'
+            return f'calls: call {_more("call", newline, most)}\ncall: {start} "\\n" body "\\n" {end}\n{body}'
         case "mistral" if model.named_arguments:
             start, between = model.literal("[TOOL_CALLS]"), model.literal("[ARGS]")
-            return f"calls: call{{1,{several + 1}}}\ncall: {start} body\n{_tools(chosen, None, between)}"
+            return f"calls: call{{1,{most}}}\ncall: {start} body\n{_tools(chosen, None, between)}"
         case "mistral":
             start = model.literal("[TOOL_CALLS]")
-            return f'calls: {start} "[" body (", " body){{0,{several}}} "]"\n{_tools(chosen, "arguments")}'
+            return f'calls: {start} "[" body {_more("body", ", ", most)} "]"\n{_tools(chosen, "arguments")}'
         case "llama3":
-            return f'calls: body ("; " body){{0,{several}}}\n{_tools(chosen, "parameters")}'
+            return f"calls: body {_more('body', '; ', most)}\n{_tools(chosen, 'parameters')}"
         case None:
             raise BadRequest(
                 "this model's chat template shows no way of calling tools that is known here; leave tools out",
                 code="unsupported_parameter",
                 param="tools",
             )
+
+
+def _more(rule: str, between: str, most: int) -> str:
+    """What may follow the first one, so that there are `most` of them."""
+    return f"({json.dumps(between)} {rule}){{0,{most - 1}}}" if most > 1 else ""
 
 
 def _tools(tools: Sequence[dict[str, Any]], key: str | None, between: str = "") -> str:

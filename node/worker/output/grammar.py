@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MOST_KEPT = 64
 LONGEST_GRAMMAR = 256 * 1024
 """Characters of a grammar's text."""
+MOST_SAID = 400
+"""Characters of what the library says about one."""
 
 
 class Constraint:
@@ -42,7 +44,7 @@ class Constraint:
         """Make every token impossible that must not come next. Raises BadRequest when the grammar gives up."""
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise BadRequest(f"the grammar gave up: {self._matcher.get_error()}; simplify it", code="grammar_failed")
+            raise BadRequest(f"the grammar gave up: {_reason(self._matcher)}; simplify it", code="grammar_failed")
         words = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
         allowed = ((words[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1).bool()
         forbidden = torch.ones(row.shape[0], dtype=torch.bool)
@@ -53,7 +55,13 @@ class Constraint:
     def take(self, token: int) -> None:
         """A token was generated. Raises BackendFailed when it does not fit."""
         if not self._matcher.consume_token(token):
-            raise BackendFailed(f"token {token} does not fit the grammar: {self._matcher.get_error()}", code="grammar_failed")
+            raise BackendFailed(f"token {token} does not fit the grammar: {_reason(self._matcher)}", code="grammar_failed")
+
+
+def _reason(matcher: Any) -> str:
+    """What the library says, without the dump of its state that follows."""
+    said: str = matcher.get_error()
+    return " ".join(said.partition("<state>")[0].split())[:MOST_SAID]
 
 
 class Grammars:
@@ -96,8 +104,7 @@ class Grammars:
 
         matcher = LLMatcher(words, grammar, log_level=0)
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())[:400]
-            raise BadRequest(f"{param} cannot be followed: {reason}", code="invalid_grammar", param=param)
+            raise BadRequest(f"{param} cannot be followed: {_reason(matcher)}", code="invalid_grammar", param=param)
         return matcher
 
     def _prepared(self, param: str) -> Any:

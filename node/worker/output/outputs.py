@@ -46,7 +46,6 @@ class Outputs:
     def choice(self, request: InferenceRequest, prompt: Sequence[int], *, limit: int) -> Choice:
         """The answer to be made; at most `limit` tokens. May compile for seconds, on any thread. Raises BadRequest."""
         inside = self._format.thinks and begins_in_thought(self._tokenizer, prompt)
-        thinks = inside and self._format.think_end is not None
         calls = asks_for_calls(request)
         reads_markers = request.task == "chat" and (calls or self._format.thinks)
         manner = Manner(
@@ -71,7 +70,7 @@ class Outputs:
                 seed=request.seed,
             ),
             stream=TextStream(Detokenizer(self._tokenizer, self._kinds), request.stop),
-            speech=speech_of(request, self._format, inside=thinks),
+            speech=speech_of(request, self._format, inside=inside),
             ending=Ending(
                 tokens=self._end_tokens,
                 limit=limit,
