@@ -34,7 +34,7 @@ fmt: $(VENV)/.ready ## format and mend what can be mended
 bench: $(VENV)/.ready ## measure: writes JSON beside docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-soak: $(VENV)/.ready ## measure for an hour on many machines in one (as root): PART=joins, deaths, wan or churn for one of them
+soak: $(VENV)/.ready ## measure for half an hour in network namespaces (as root); PART=joins, deaths, wan, churn or engine for one
 	@$(BIN)/python -m tests.soak $(PART)
 
 machine: ## check what this machine lacks and name the command that installs it

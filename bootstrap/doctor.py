@@ -23,6 +23,7 @@ import trio
 from bootstrap.remote import Gateway
 from mesh.addresses import peer_of
 from mesh.config.addresses import check_bootstrap
+from mesh.discovery import dht
 from mesh.discovery.mdns import Mdns
 from mesh.errors import Denied, MeshError, Misconfigured
 from mesh.identity import Identity
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mesh.messages.record import Role
+    from mesh.peer import Peer
     from mesh.transport.base import Channel
 
 MDNS_LIMIT = 3.0
 DIAL_LIMIT = 5.0
+TABLE_LIMIT = 5.0
 JOIN_LIMIT = 8.0
 """Seconds that the look into a mesh takes when it finds nobody."""
 
@@ -169,7 +172,7 @@ async def _mdns() -> Finding:
 
 def _announced(mesh: str) -> Mdns:
     peer_id = Identity.generate().peer_id
-    return Mdns(peer_id=peer_id, mesh=mesh, role="node", addresses=[f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id}"])
+    return Mdns(peer_id=peer_id, mesh=mesh, role="node", addresses=lambda: [f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id}"])
 
 
 async def _invite(number: int, token: str) -> Finding:
@@ -271,12 +274,23 @@ async def _mesh(settings: DoctorSettings) -> Finding:
         async with MeshClient(bootstrap=bootstrap, mesh=mesh, patience=Patience(find=JOIN_LIMIT)) as client:
             models = await client.models()
             nodes = client.nodes()
+            table = await _table(client.peer)
     except (Denied, Misconfigured) as error:
         return Finding(f"mesh {mesh}", "fail", *_halves(error))
     except MeshError as error:
         return Finding(f"mesh {mesh}", "fail", error.message, "each sentence says what to do")
     found = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} found, serving {', '.join(model.id for model in models)}"
-    return Finding(f"mesh {mesh}", "ok", found)
+    return Finding(f"mesh {mesh}", "ok", f"{found}; the DHT {table}")
+
+
+async def _table(peer: Peer) -> str:
+    """What became of the distributed hash table, once somebody is in it or `TABLE_LIMIT` has passed."""
+    with trio.move_on_after(TABLE_LIMIT):
+        while not any(  # noqa: ASYNC110 - has no event
+            (entry.way, entry.target, entry.code) == (dht.WAY, dht.TARGET, "") for entry in peer.trail.entries
+        ):
+            await trio.sleep(0.1)
+    return peer.trail.outcome(dht.WAY, dht.TARGET)
 
 
 async def _model(name: str, path: Path) -> Finding:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from bootstrap.remote import Gateway, Json
 
 
+_SCORES = {"least_loaded": "requests per slot"} | dict.fromkeys(("predicted_latency", "prefix_affinity"), "expected time")
+_SCORES |= {"best_performance": "mean time"}
+"""What the score of a strategy is, where it is more than a place in the order."""
+
+
 async def status(gateway: Gateway, *, as_json: bool) -> None:
     """How the gateway and the mesh behind it do."""
     health = await gateway.get("/health")
@@ -56,10 +61,11 @@ async def route(gateway: Gateway, model: str, *, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
-    print(f"{printable(str(answer.get('model', model)))} by {printable(str(answer.get('strategy', '?')))}")
+    strategy = printable(str(answer.get("strategy", "?")))
+    print(f"{printable(str(answer.get('model', model)))} by {strategy}")
     show(
-        ("rank", "node", "state", "score", "why"),
-        [_candidate(found) for found in _objects(answer.get("candidates"))]
+        ("rank", "node", "state", _SCORES.get(strategy, "score"), "why"),
+        [_candidate(found, strategy) for found in _objects(answer.get("candidates"))]
         + [["-", _name(found), _text(found.get("state")), "", _text(found.get("reason"))] for found in _passed_over(answer)],
     )
 
@@ -119,10 +125,11 @@ def _model_rows(served: Sequence[Json], peers: Sequence[Json]) -> Iterator[tuple
         yield _text(entry.get("id")), len(copies), ready, _sum(copies, "running"), _sum(copies, "waiting")
 
 
-def _candidate(found: Json) -> list[str]:
+def _candidate(found: Json, strategy: str) -> list[str]:
     parts = found.get("parts")
-    why = ", ".join(f"{name} {_number(value)}" for name, value in parts.items()) if isinstance(parts, dict) else ""
-    return [_text(found.get("rank")), _name(found), _text(found.get("state")), _number(found.get("score")), why]
+    why = ", ".join(f"{name} {_duration(value)}" for name, value in parts.items()) if isinstance(parts, dict) else ""
+    score = (_duration if _SCORES.get(strategy, "").endswith("time") else _number)(found.get("score"))
+    return [_text(found.get("rank")), _name(found), _text(found.get("state")), score, why]
 
 
 def _passed_over(answer: Json) -> list[Json]:
@@ -135,6 +142,13 @@ def _name(peer: Json) -> str:
 
 def _text(value: Any) -> str:
     return "-" if value is None else str(value)
+
+
+def _duration(seconds: Any) -> str:
+    """For people: milliseconds below a second."""
+    if not isinstance(seconds, int | float):
+        return _text(seconds)
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def _number(value: Any) -> str:

@@ -41,6 +41,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         limits=_limits(config),
         max_requests=config.max_requests,
     )
+    gateway.dispatch.models.missing = peer.seek
     WayIn(peer).mount(gateway.router)
     async with trio.open_nursery() as mesh:
         await mesh.start(foreign.run)

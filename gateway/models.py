@@ -15,6 +15,8 @@ from mesh.errors import Conflict
 from mesh.openai.errors import model_not_found
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mesh.messages.record import ModelEntry
     from mesh.registry import Registry, RegistryEvent
 
@@ -29,6 +31,8 @@ class KnownModels:
         self._registry = registry
         self._limit = limit
         self._seen: dict[str, tuple[str, float]] = {}
+        self.missing: Callable[[str], None] = lambda _name: None
+        """Told of each name that somebody asks for and nobody announces now. Must not block."""
         registry.subscribe(self._listen)
         for view in registry.peers.values():
             for entry in view.record.models:
@@ -49,6 +53,7 @@ class KnownModels:
         return {name} if name in announced.ids else announced.meant_by(name)
 
     def _remembered(self, name: str) -> str:
+        self.missing(name)
         model, seen_at = self._seen.get(name, (name, -REMEMBER_SECONDS))
         if name not in self._seen or trio.current_time() - seen_at > REMEMBER_SECONDS:
             raise model_not_found(name, set(self._registry.announced.ids))

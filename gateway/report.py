@@ -138,12 +138,12 @@ def _metrics(view: PeerView, seen: list[Observation]) -> Json:
         "successful": succeeded,
         "failed": failed,
         "success_rate": succeeded / ended if ended else None,
-        "avg_latency_ms": sum(one.total_latency for one in seen) * 1000 / succeeded if succeeded else None,
+        "avg_latency_ms": _milliseconds(sum(one.total_latency for one in seen) / succeeded) if succeeded else None,
         "queue_size": queue,
         "current_queue_size": queue,
         "active_connections": sum(one.in_flight for one in seen),
         "models_loaded": sum(state_of(view, entry) == "ready" for entry in view.record.models),
-        "uptime": None,
+        "uptime": max((_load(view, entry).uptime for entry in view.record.models), default=0) or None,
     }
 
 
@@ -240,8 +240,8 @@ def _ranked(place: int, item: Ranked) -> Json:
         "peer_id": candidate.peer_id,
         "name": candidate.name,
         "state": candidate.state,
-        "score": item.score,
-        "parts": item.parts,
+        "score": round(item.score, 6),
+        "parts": {name: round(seconds, 6) for name, seconds in item.parts.items()},
         "cached_tokens": candidate.cached,
         "busy": candidate.busy,
         "in_flight": candidate.in_flight,

@@ -231,7 +231,7 @@ class _Answer:
         ending = {
             "finish_reason": event.finish_reason,
             "usage": {**msgspec.to_builtins(usage), "total_tokens": total},
-            "performance": event.performance,
+            "performance": event.performance.rounded(),
         }
         if self._message.stream:
             self._send("inference_complete", request_id=self._id, **ending)

@@ -1,6 +1,6 @@
 """Runs the ways of hearing of others, and notes in the trail what each hears.
 
-1. A way that fails or breaks ends alone.
+1. A way that fails begins again every `PAUSE` seconds: what was in its way may be gone. One that breaks ends alone.
 2. Peers of other meshes are noted, never dialled.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.errors import MeshError
-from mesh.trail import LOCAL
+from mesh.trail import LOCAL, NOTE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 LOOK = 3.0
 """Seconds until a way should have heard at least ourselves; then between two looks."""
+
+PAUSE = 30.0
+INTERFACES = "interfaces"
+"""The target in the trail that says where a way listens."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,12 @@ class Hearing:
 
     async def _hear(self, way: str, factory: DiscoveryFactory, peer: Announced) -> None:
         self._trail.add(way, LOCAL, "has heard of nobody yet")
+        while await self._fails(way, factory, peer):  # noqa: ASYNC110 - a try is no condition
+            await trio.sleep(PAUSE)
+
+    async def _fails(self, way: str, factory: DiscoveryFactory, peer: Announced) -> bool:
+        """Hear by one way until it ends. True when it failed in a way that may pass."""
+        failed = False
         try:
             discovery = factory(peer)
             async with trio.open_nursery() as nursery:
@@ -55,16 +65,22 @@ class Hearing:
                 await self._look(way, discovery)
         except* MeshError as group:
             error = _first(group)
-            self._trail.add(way, LOCAL, error.message, code=error.code)
-            logger.warning("%s does not work: %s", way, error.message)
+            if self._trail.add(way, LOCAL, error.message, code=error.code):
+                logger.warning("%s does not work: %s", way, error.message)
+            failed = True
         except* Exception as group:
             self._trail.add(way, LOCAL, "it broke; the log says why", code="broken")
             logger.exception("%s broke", way, exc_info=group)
+        return failed
 
     async def _look(self, way: str, discovery: Discovery) -> None:
         """Note where it listens, and whether that works at all; a way that cannot tell is left alone."""
-        where = ", ".join(getattr(discovery, "interfaces", ()))
-        while where and self._trail.outcome(way, LOCAL).startswith("has heard of nobody"):
+        if not getattr(discovery, "interfaces", ()):
+            return
+        while True:
+            where = ", ".join(getattr(discovery, "interfaces", ())) or "no interface"
+            if self._trail.outcome(way, INTERFACES) != (listens := f"listens on {where}"):
+                self._trail.add(way, INTERFACES, listens, code=NOTE)
             await trio.sleep(LOOK)
             deaf = not getattr(discovery, "heard_itself", True)
             heard = "nobody, not even itself" if deaf else "nobody yet"

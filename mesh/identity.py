@@ -87,9 +87,9 @@ def load_identity(path: Path) -> Identity:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
-        raise Misconfigured(f"{path} is not an identity file; move it away to get a fresh identity") from error
+        raise Misconfigured(f"{path} is not an identity file; restore it, or move it away to get a fresh identity") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise Misconfigured(f"{path} holds a key that is not Ed25519; move it away to get a fresh identity")
+        raise Misconfigured(f"{path} holds a key that is not Ed25519; restore ours, or move it away to get a fresh identity")
     return Identity.from_seed(key.private_bytes_raw())
 
 
@@ -100,11 +100,24 @@ def _create(path: Path) -> Identity:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # O_EXCL: two processes that start in one folder must not end up with two keys.
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
+        _write_whole(path, pem)
     except FileExistsError:
         return load_identity(path)
     except OSError as error:
         raise Misconfigured(f"cannot write the identity file {path}: {error.strerror}; choose another --state-dir") from error
     return identity
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """A new file that has all of its content, or is not there. Raises OSError; FileExistsError when somebody else was first."""
+    # O_EXCL: two processes that start in one folder must not end up with two keys.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(file, content)
+        os.fsync(file)
+    except OSError:
+        # On a full disk it would be found at the next start, and refused as no key.
+        path.unlink()
+        raise
+    finally:
+        os.close(file)

@@ -26,7 +26,7 @@ LEVELS: Mapping[str, int] = {
     "error": logging.ERROR,
 }
 
-# py-libp2p logs every lost connection as an error; our transport says what matters about them.
+# py-libp2p logs every lost connection as an error, zeroconf every lost interface as a warning; we say what matters about them.
 _FOREIGN = {
     "libp2p": logging.CRITICAL,
     "multiaddr": logging.ERROR,
@@ -35,7 +35,7 @@ _FOREIGN = {
     "httpcore2": logging.WARNING,
     "httpx2": logging.WARNING,
     "websockets": logging.WARNING,
-    "zeroconf": logging.WARNING,
+    "zeroconf": logging.ERROR,
 }
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh.best_links import LINKS_PER_MODEL
+from mesh.discovery.dht import DhtSettings
+from mesh.discovery.seeds import FILE
 from mesh.messages.record import Hardware
 from mesh.peer import Peer, PeerSettings
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
+from mesh.transport.libp2p.kad import Kademlia
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mesh.config import CommonConfig
     from mesh.runtime import Program
     from mesh.service import InferenceService
+
+
+def hash_table(transport: Libp2pTransport, state_dir: Path | None) -> DhtSettings:
+    """The distributed hash table over a transport; what leads back into it is kept in the state folder, if there is one."""
+    return DhtSettings(table=partial(Kademlia, transport), seeds=state_dir / FILE if state_dir is not None else None)
 
 
 def network_peer(
@@ -39,4 +50,6 @@ def network_peer(
         links_per_model=links_per_model,
     )
     direct = DirectTransport(program.identity, config.listen) if config.direct else None
-    return Peer(settings, Libp2pTransport(program.identity, config.listen), service, direct=direct)
+    transport = Libp2pTransport(program.identity, config.listen)
+    dht = hash_table(transport, program.state_dir) if config.dht else None
+    return Peer(settings, transport, service, direct=direct, dht=dht)

@@ -17,6 +17,8 @@ import trio
 from mesh.addresses import by_peer, names
 from mesh.best_links import BestLinks, Hands
 from mesh.dialler import Dialler, Target
+from mesh.discovery.dht import Dht
+from mesh.discovery.table import Reach
 from mesh.errors import Misconfigured
 from mesh.exchange import ASKS, MAX_RECORDS, Exchange
 from mesh.hearing import Hearing
@@ -34,6 +36,7 @@ from mesh.trail import Trail, how_to_join
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mesh.discovery.dht import DhtSettings
     from mesh.identity import PeerId
     from mesh.link import Control, Link
     from mesh.messages.link import ModelLoad
@@ -48,6 +51,8 @@ MAX_ADDRESSES = 16
 """In our record: a machine with many interfaces must not crowd out its models."""
 ISOLATED_AFTER = 10.0
 """Seconds alone until the log says why."""
+ADDRESS_LOOK = 2.0
+"""Seconds between two looks at our own addresses: interfaces come and go."""
 FAREWELL_LIMIT = 1.0
 BREATH = 16
 """Signatures checked between two chances for other tasks: about a millisecond."""
@@ -68,6 +73,7 @@ class Peer:
         *,
         discovery: Mapping[str, DiscoveryFactory] | None = None,
         direct: DirectTransport | None = None,
+        dht: DhtSettings | None = None,
     ) -> None:
         """`discovery`: more ways of hearing; `direct`: what links move to. Raises Misconfigured for a bad bootstrap address."""
         self.settings = settings
@@ -95,6 +101,7 @@ class Peer:
         hands = Hands(dialler=self._dialler, dial=self._dial_node, close=close, forbidden=forbidden)
         self._best = BestLinks(self.registry, hands, own=self.peer_id, limit=settings.links_per_model)
         self._nursery: trio.Nursery | None = None
+        self._dht = None if dht is None else Dht(self, settings.access, Reach(learn=self._learn_found, want=self._want), dht)
 
     @property
     def peer_id(self) -> PeerId:
@@ -110,6 +117,11 @@ class Peer:
     def role(self) -> Role:
         """Ours."""
         return self.settings.role
+
+    @property
+    def asks(self) -> bool:
+        """True when we dial nodes, to ask them."""
+        return self._asks
 
     @property
     def addresses(self) -> list[str]:
@@ -147,12 +159,15 @@ class Peer:
             self._issue()
             nursery.start_soon(self._exchange.run)
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._follow_addresses)
             nursery.start_soon(self._keys.run)
             nursery.start_soon(self._hear_others)
             nursery.start_soon(self._explain_isolation)
             if self._asks:
                 self.registry.subscribe(lambda _event: self._best.changed())
                 nursery.start_soon(self._best.run)
+            if self._dht is not None:
+                nursery.start_soon(self._dht.run)
             await self._dialler.hold_all(nursery, self._bootstrap)
             task_status.started()
 
@@ -184,6 +199,11 @@ class Peer:
                     link.send(Leave(reason))
                     nursery.start_soon(link.flush)
 
+    def seek(self, model: str) -> None:
+        """Look beyond those we know for nodes that serve a model. Never blocks; what is found gets links."""
+        if self._dht is not None:
+            self._dht.seek(model)
+
     def explain(self) -> list[str]:
         """Sentences that say why there is nobody, or nobody to ask, and what to type next; empty when all is well."""
         if not self.links:
@@ -191,7 +211,10 @@ class Peer:
         if not self._asks or self.registry.nodes():
             return []
         private = self.settings.access.keyring is not None
-        return self.trail.explain_no_node(len(self.links), how_to_join(self.mesh, self.addresses, private=private))
+        nodes = [view for view in self.registry.peers.values() if view.serves]
+        forbidden = sum(self.settings.access.refusal(view.peer_id) is not None for view in nodes)
+        start = how_to_join(self.mesh, self.addresses, private=private)
+        return self.trail.explain_no_node(len(self.links), start, heard=len(nodes), forbidden=forbidden)
 
     async def close(self, reason: str = "the program stops") -> None:
         """Leave, then end every link in good order: a connection that is cut instead takes back what the other side has not read.
@@ -233,6 +256,19 @@ class Peer:
     def _push(self, sealed: SealedRecord) -> None:
         for link in self.links.values():
             link.send(Records([sealed]))
+
+    async def _follow_addresses(self) -> None:
+        """Tell everybody when our addresses change, and try anew to reach those whom we could not."""
+        known = self.addresses
+        while not self.leaving:
+            await trio.sleep(ADDRESS_LOOK)
+            if (now := self.addresses) == known:
+                continue
+            gained, lost = ([one for one in these if one not in those] for these, those in ((now, known), (known, now)))
+            logger.info("our addresses changed: gained %s; lost %s", gained, lost)
+            known = now
+            self._issue_again()
+            self._dialler.retry()
 
     async def _keep_time(self) -> None:
         while True:
@@ -300,6 +336,13 @@ class Peer:
             self._best.changed()
             if self._dialler.target(view.peer_id) is not None:
                 self._dial_node(view)
+
+    def _learn_found(self, sealed: SealedRecord) -> PeerView | None:
+        """A record that no link told: nobody hears of it from us before a link proves it."""
+        view = self.registry.learn(sealed)
+        if view is not None and self._asks and view.serves:
+            self._best.changed()
+        return view
 
     def _dial_node(self, view: PeerView) -> None:
         self._want(view.peer_id, "a record", view.record.addresses, view.expires)

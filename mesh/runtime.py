@@ -8,7 +8,8 @@
 5. A parent that passes the read end of a pipe as `INFERMESH_PARENT_FD` and keeps the write end takes the program along when it
    dies, however it dies. The variable is taken out of the environment: it is for this process alone.
 6. The soft limit of open files is raised as far as the hard one allows, up to `OPEN_FILES`: every client and peer is one.
-7. Exit codes: 0 well, 1 crashed or cut short, 2 the start-up cannot succeed (one line on stderr says what to do).
+7. `--log-level mesh.runtime=debug` tells every `COUNT_EVERY` seconds how many tasks there are: if that only grows, it leaks.
+8. Exit codes: 0 well, 1 crashed or cut short, 2 the start-up cannot succeed (one line on stderr says what to do).
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ PARENT_FD = "INFERMESH_PARENT_FD"
 OPEN_FILES = 65_536
 """Enough for every bound of ours together; more would only make children that close all descriptors slow."""
 
+COUNT_EVERY = 2.0
+
 _STOP_MARGIN = 5.0
 """Seconds a program may take beyond its drain time-out, and then beyond its cancellation."""
 
@@ -79,7 +82,7 @@ def launch(
 
 
 def run_program(role: Role, config: CommonConfig, serve: Callable[[Program], Awaitable[None]]) -> int:
-    """Run `serve` until it returns; it should return soon after `stopping` is set. Returns the exit code (rule 7)."""
+    """Run `serve` until it returns; it should return soon after `stopping` is set. Returns the exit code (rule 8)."""
     logs.configure(config.log_format, config.log_level)
     try:
         check_installation()
@@ -144,6 +147,7 @@ class Program:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._obey_signals)
                 nursery.start_soon(self._limit_drain)
+                nursery.start_soon(self._count_tasks)
                 if parent is not None:
                     nursery.start_soon(self._follow_parent, parent)
                 await serve(self)
@@ -166,6 +170,11 @@ class Program:
         await self.stopping.wait()
         await trio.sleep(self._drain_timeout + _STOP_MARGIN)
         self._cut("the drain time-out")
+
+    async def _count_tasks(self) -> None:
+        while logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%d tasks", trio.lowlevel.current_statistics().tasks_living)
+            await trio.sleep(COUNT_EVERY)
 
     async def _follow_parent(self, pipe: int) -> None:
         while True:

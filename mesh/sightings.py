@@ -53,5 +53,5 @@ DiscoveryFactory = Callable[[Announced], Discovery]
 def mdns(peer: Announced) -> Discovery:
     """mDNS on the local network. Imported here alone: most peers in tests and many in clouds run without zeroconf."""
     module = importlib.import_module("mesh.discovery.mdns")
-    discovery: Discovery = module.Mdns(peer_id=peer.peer_id, mesh=peer.mesh, role=peer.role, addresses=peer.addresses)
+    discovery: Discovery = module.Mdns(peer_id=peer.peer_id, mesh=peer.mesh, role=peer.role, addresses=lambda: peer.addresses)
     return discovery

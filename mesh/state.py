@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from mesh.errors import Misconfigured
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+logger = logging.getLogger(__name__)
 
 _LOCK = "lock"
 _ADDRESSES = "addresses.json"
@@ -72,11 +76,23 @@ class StateFolder:
             raise Misconfigured(
                 f"the state folder {self.path} is in use by process {holder}; stop it, or give this one another --state-dir"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # A full disk: the lock holds all the same, only its holder is not named.
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def write_addresses(self, addresses: dict[str, Any]) -> None:
-        """Tell other programs on this machine how to reach the peer; the file is gone when the peer is."""
+        """Tell other programs on this machine how to reach the peer; the file is gone when the peer is.
+
+        A disk that fails is logged and stops nothing.
+        """
         fresh = self.path / (_ADDRESSES + ".new")
-        fresh.write_text(json.dumps(addresses, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(self.path / _ADDRESSES)
+        try:
+            fresh.write_text(json.dumps(addresses, indent=2) + "\n", encoding="utf-8")
+            fresh.replace(self.path / _ADDRESSES)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            logger.warning(
+                "cannot write the live addresses to %s: %s; `mesh invite` does not work until the next start",
+                fresh.name,
+                error.strerror,
+            )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_ENTRIES = 200
 MAX_SENTENCES = 12
 """A log is read by people; what is over is counted."""
+NOTE = "note"
+"""The code of an entry that only tells, and explains nothing."""
 LOCAL = "the local network"
 """The target of ways that call to everybody."""
 
@@ -99,16 +101,24 @@ class Trail:
             return []
         return [*self._failures(), *self._untried()]
 
-    def explain_no_node(self, links: int, start: str) -> list[str]:
-        """Sentences that say why no node was found, though `links` other peers are linked. `start`: what starts one."""
-        known = (
-            f"Linked with {links} other peer{'s' if links != 1 else ''} of the mesh, but no node was heard of, so no model "
-            f"can be served. Start one: {start}; if one runs, see in its log why it cannot join."
-        )
-        return [known, *self._failures()]
+    def explain_no_node(self, links: int, start: str, *, heard: int = 0, forbidden: int = 0) -> list[str]:
+        """Sentences that say why no node is linked, though `links` other peers are. `start`: what starts one.
+
+        `heard`: nodes whose records are known; `forbidden`: those of them that our own lists forbid.
+        """
+        linked = f"Linked with {_count(links, 'other peer')} of the mesh"
+        lists = f"Our own lists forbid {_count(forbidden, 'node')} of the mesh: see --deny-peer and --allow-peer here."
+        if heard > forbidden:
+            said = [f"{linked}, but with none of the {_count(heard, 'node')} that it knows, so no model can be served."]
+        elif heard:
+            said = [f"{linked}, but with no node, so no model can be served."]
+        else:
+            known = f"{linked}, but no node was heard of, so no model can be served. "
+            said = [f"{known}Start one: {start}; if one runs, see in its log why it cannot join."]
+        return [*said, *([lists] if forbidden else []), *self._failures()]
 
     def _failures(self) -> list[str]:
-        entries = [entry for entry in self._entries.values() if not entry.found]
+        entries = [entry for entry in self._entries.values() if not entry.found and entry.code != NOTE]
         # Where the operator said to look comes first.
         entries.sort(key=lambda entry: entry.way != "bootstrap")
         sentences = list(dict.fromkeys(_sentence(entry) for entry in entries))
@@ -135,6 +145,10 @@ def how_to_join(mesh: str, addresses: Sequence[str], *, private: bool) -> str:
     name = "" if mesh == "default" else f" --mesh {shlex.quote(mesh)}"
     far = [address for address in addresses if not is_loopback_address(address)]
     return f"`mesh-node{name} --bootstrap {next(iter((*far, *addresses)), 'ADDRESS')}`"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def brief(target: str, outcome: str) -> str:
@@ -170,6 +184,10 @@ def _sentence(entry: TrailEntry) -> str:
                 f"mDNS {entry.outcome}: multicast is blocked on this machine. Allow UDP port 5353 in its firewall, or pass "
                 "`--bootstrap ADDRESS`."
             )
+        case "dht", "empty":
+            return "The DHT has nobody in its table: it needs one peer of the mesh to start from. Pass `--bootstrap ADDRESS`."
+        case "dht", "":
+            return f"The DHT {entry.outcome}."
         case "mdns", _:
             return f"mDNS did not start: {entry.outcome}. Pass `--bootstrap ADDRESS` instead."
         case _:

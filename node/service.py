@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from mesh.errors import Conflict, NotFound, TimedOut, Unavailable
@@ -48,7 +49,10 @@ class NodeService:
 
     def load(self) -> dict[str, ModelLoad]:
         """What the heartbeat says of them."""
-        return {model: backend.load for model, backend in self.backends.items()}
+        return {
+            model: msgspec.structs.replace(backend.load, uptime=int(backend.status().uptime))
+            for model, backend in self.backends.items()
+        }
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the backend that serves its model. Raises NotFound, Conflict, Unavailable, TimedOut."""

@@ -104,6 +104,7 @@ class Asking:
         patience = self._patience
         started = trio.current_time()
         if await self.wait_until(lambda: offered() or bool(self._registry.nodes()), patience.find) and not known():
+            self._peer.seek(request.model)
             await self.wait_until(known, patience.settle)
         if known():
             await self.wait_until(offered, patience.find - (trio.current_time() - started))

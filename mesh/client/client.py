@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -18,6 +19,7 @@ from mesh.client.answer import Answer, AnswerStream
 from mesh.client.asking import Asking, Patience
 from mesh.client.requests import Sampling, chat_request, completion_request
 from mesh.client.standing import check_addresses, open_standing
+from mesh.network import hash_table
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
 from mesh.transport.direct import DirectTransport
@@ -26,7 +28,6 @@ from mesh.transport.libp2p import Libp2pTransport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -58,6 +59,7 @@ class MeshClient:
         *,
         bootstrap: Iterable[str] = (),
         mdns: bool = True,
+        dht: bool = True,
         mesh: str = "default",
         private: bool = False,
         name: str = "",
@@ -76,6 +78,7 @@ class MeshClient:
         self._private = private
         self._state_dir = state_dir
         self._settings = {"mdns": mdns, "links_per_model": links_per_model}
+        self._dht = dht
         self._name = name
         self._patience = patience or Patience()
         self._transport = transport
@@ -208,7 +211,9 @@ class MeshClient:
         )
         if self._transport is not None:
             return Peer(settings, self._transport(identity))
-        return Peer(settings, Libp2pTransport(identity, []), direct=DirectTransport(identity, []))
+        medium = Libp2pTransport(identity, [])
+        dht = hash_table(medium, Path(self._state_dir) if self._state_dir is not None else None) if self._dht else None
+        return Peer(settings, medium, direct=DirectTransport(identity, []), dht=dht)
 
     async def _close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._nursery is not None

@@ -19,6 +19,7 @@ from mesh.client.handlers import Handlers
 from mesh.client.requests import chat_request, completion_request
 from mesh.client.standing import check_addresses, open_standing
 from mesh.errors import BadRequest, Misconfigured
+from mesh.network import hash_table
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
 from mesh.transport.direct import DirectTransport
@@ -192,7 +193,11 @@ class LibP2PInferenceNode:
         if self._transport is not None:
             return Peer(settings, self._transport(identity), self._handlers)
         listen = list(self._options.get("listen", ["/ip4/0.0.0.0/tcp/0"]))
-        return Peer(settings, Libp2pTransport(identity, listen), self._handlers, direct=DirectTransport(identity, listen))
+        medium = Libp2pTransport(identity, listen)
+        direct = DirectTransport(identity, listen)
+        return Peer(
+            settings, medium, self._handlers, direct=direct, dht=hash_table(medium, self._folder.path if self._folder else None)
+        )
 
     def _write_addresses(self, peer: Peer) -> None:
         """For `mesh invite`, which lets others in by way of us."""

@@ -48,6 +48,9 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True):
     mdns: Annotated[bool, Option(help="Find peers on the local network, and be found.", environment=("LIBP2P_ENABLE_MDNS",))] = (
         True
     )
+    dht: Annotated[
+        bool, Option(help="Find peers beyond the local network through a distributed hash table, and help others to find theirs.")
+    ] = True
     direct: Annotated[
         bool, Option(help="Carry links over plain TLS once libp2p has proven both sides, where that is possible: it costs less.")
     ] = True

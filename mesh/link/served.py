@@ -22,7 +22,8 @@ from mesh.link.codec import MAX_MESSAGE, encode
 from mesh.link.credit import MAX_HELD, MAX_HELD_BY_LINK, Allowance, too_slow
 from mesh.link.opened import MAX_IN_FLIGHT
 from mesh.link.pieces import PIECE
-from mesh.messages.inference import Done, Event, Fail
+from mesh.link.writer import CROWDED
+from mesh.messages.inference import Delta, Done, Event, Fail
 from mesh.messages.link import Credit, Emit, ModelLoad, Open
 from mesh.service import fail_of, paced
 
@@ -135,11 +136,12 @@ class ServedRequests:
             return
         message = encode(Emit(entry.number, event))
         allowance = entry.allowance
-        ends = isinstance(event, Done | Fail)
+        # Tokens first: this runs for each of them.
+        ends = not isinstance(event, Delta) and isinstance(event, Done | Fail)
         if len(message) > MAX_MESSAGE:
             error = BadRequest(f"one event of the answer has {len(message)} bytes; ask for less at once", code="answer_too_large")
             self._break(entry, error)
-        elif allowance.held or (allowance.credit <= 0 and not ends) or self._writer.crowded:
+        elif allowance.held or (allowance.credit <= 0 and not ends) or self._writer.pending > CROWDED:
             self._hold(entry, message, ends=ends)
         else:
             allowance.credit -= len(message)

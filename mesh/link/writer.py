@@ -4,13 +4,14 @@
    message (`pieces.py`). So nothing waits for more than one frame because somebody else's message is large.
 2. Messages keep their order within a lane, and a large message never overtakes an event that was queued before it. Whoever
    sends something that must not overtake a large message puts it into the same lane.
-3. `put` never blocks. `MAX_PENDING` bytes unwritten, or a frame that takes too long, mean that the other side does not read: the
-   channel is aborted. Those that can wait do so while the writer is `crowded`.
+3. `put` never blocks. `MAX_PENDING` bytes unwritten, or a frame that takes too long (seen at the next `beat`), mean that the
+   other side does not read: the channel is aborted. Those that can wait do so while the writer is `crowded`.
 4. A write is never cancelled on behalf of a request: only the end of the whole link interrupts it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FRAME_TARGET = 64 * 1024
 MAX_PENDING = 8 * 1024 * 1024
+CROWDED = MAX_PENDING // 2
 STALL_LIMIT = 10.0
 """Seconds that a frame may take, and one more for every `SLOWEST` bytes of it."""
 SLOWEST = 100_000
@@ -74,6 +76,8 @@ class LinkWriter:
         self._large: deque[tuple[Cutter, int]] = deque()
         """With each, how many events must have gone before."""
         self._beat_due = False
+        self._write_limit = math.inf
+        """When the frame that is being written should be out."""
         self._finishing = False
         self._work = trio.Event()
         self._room = trio.Event()
@@ -81,33 +85,27 @@ class LinkWriter:
     @property
     def crowded(self) -> bool:
         """True while more than half of the bound is pending."""
-        return self.pending > MAX_PENDING // 2
+        return self.pending > CROWDED
 
     def put(self, message: bytes) -> None:
         """Queue one encoded control message. Aborts the channel when too much is pending; after that, drops it."""
-        if len(message) > PIECE:
-            self.put_large(message)
-        elif self._has_room():
-            self._add(self._control, message)
+        self._queue(self._control, message)
 
     def put_event(self, message: bytes) -> None:
         """Queue one encoded event, as `put` does."""
-        if len(message) > PIECE:
-            self.put_large(message)
-        elif self._has_room():
-            self._add(self._events, message)
+        self._queue(self._events, message)
 
     def put_large(self, message: bytes) -> None:
         """Queue a message of any size that may wait for others, as `put` does. Raises FrameError over MAX_MESSAGE."""
         if len(message) > MAX_MESSAGE:
             raise FrameError(f"a message of {len(message)} bytes is over the limit of {MAX_MESSAGE}")
-        if self._has_room():
+        if self._admit(len(message)):
             self._large.append((Cutter(message), self._events.taken + len(self._events.messages)))
-            self.pending += len(message)
-            self._work.set()
 
     def beat(self) -> None:
         """Send a heartbeat before anything else that is pending."""
+        if trio.current_time() > self._write_limit:
+            self._give_up()
         self._beat_due = True
         self._work.set()
 
@@ -149,16 +147,24 @@ class LinkWriter:
         self.pending = 0
         self._room.set()
 
-    def _has_room(self) -> bool:
-        if self.pending >= MAX_PENDING and not self.stuck:
-            self._give_up()
-        return not self.stuck
+    def _queue(self, lane: _Lane, message: bytes) -> None:
+        size = len(message)
+        if size > PIECE:
+            self.put_large(message)
+        elif self._admit(size):
+            lane.messages.append(message)
+            lane.size += size
 
-    def _add(self, lane: _Lane, message: bytes) -> None:
-        lane.messages.append(message)
-        lane.size += len(message)
-        self.pending += len(message)
-        self._work.set()
+    def _admit(self, size: int) -> bool:
+        if self.stuck:
+            return False
+        if not self.pending:
+            self._work.set()  # else the task is at work, and looks for more before it waits again
+        elif self.pending >= MAX_PENDING:
+            self._give_up()
+            return False
+        self.pending += size
+        return True
 
     def _take(self) -> tuple[list[bytes], int]:
         """The messages of the next frame, and how many of the pending bytes they are."""
@@ -185,10 +191,9 @@ class LinkWriter:
 
     async def _write(self, messages: list[bytes], size: int) -> None:
         data = frame(join(messages))
-        with trio.move_on_after(STALL_LIMIT + len(data) / SLOWEST) as limit:
-            await self._channel.send_all(data)
-        if limit.cancelled_caught:
-            self._give_up()
+        self._write_limit = trio.current_time() + STALL_LIMIT + len(data) / SLOWEST
+        await self._channel.send_all(data)
+        self._write_limit = math.inf
         if self.stuck:
             raise trio.BrokenResourceError("the other side does not read")
         self.pending -= size

@@ -98,6 +98,16 @@ class Performance(msgspec.Struct, frozen=True):
     tokens_per_second: float
     batch_size: int
 
+    def rounded(self) -> Performance:
+        """As it is told to clients: whole microseconds, and thousandths of a token per second."""
+        return Performance(
+            round(self.prefill_time_ms, 3),
+            round(self.decode_time_ms, 3),
+            round(self.queue_time_ms, 3),
+            round(self.tokens_per_second, 3),
+            self.batch_size,
+        )
+
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     """Somebody works on it. `node` and `attempts` are filled in by dispatch, the counters by the node."""

@@ -21,6 +21,8 @@ class ModelLoad(msgspec.Struct, frozen=True):
     decode_rate: float = 0.0
     step: int = 0
     """Engine steps since start: it grows while the engine makes progress."""
+    uptime: int = 0
+    """Whole seconds since the model last became ready; 0 while it is not, or when nobody counts."""
 
 
 class Prove(msgspec.Struct, frozen=True, tag="prove"):

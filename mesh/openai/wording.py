@@ -60,7 +60,7 @@ class Wording:
         """The answer in one piece."""
         kind = "chat.completion" if self._chat else "text_completion"
         written = [self._whole(index, choice, done) for index, choice in enumerate(choices)]
-        return {**self._base(kind), "choices": written, "usage": _usage(done), "performance": done.performance}
+        return {**self._base(kind), "choices": written, "usage": _usage(done), "performance": done.performance.rounded()}
 
     def _whole(self, index: int, choice: CollectedChoice, done: Done) -> dict[str, Any]:
         text = valid_text(choice.text)
@@ -97,7 +97,7 @@ class Wording:
         """What a stream ends with. Choices that have not ended end as `done` says."""
         *others, last = self._open
         events = [self._end(index, self._open[index] or done.finish_reason) for index in others]
-        events.append(self._end(last, self._open[last] or done.finish_reason, performance=done.performance))
+        events.append(self._end(last, self._open[last] or done.finish_reason, performance=done.performance.rounded()))
         if self._include_usage:
             events.append(self._event(None, usage=_usage(done)))
         return b"".join([*events, DONE_EVENT])

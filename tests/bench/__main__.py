@@ -1,5 +1,7 @@
 """`make bench`: measure on real processes, assert the targets, write docs/benchmarks.json and the table in docs/benchmarks.md.
 
+`python -m tests.bench link` measures only the parts that it names, and writes nothing.
+
 Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
 """
 
@@ -17,29 +19,17 @@ import httpx2
 import trio
 from rich.progress import track
 
-from mesh.identity import Identity
-from mesh.messages.inference import Done, InferenceRequest, Performance, Usage
-from mesh.messages.link import ModelLoad
-from mesh.messages.record import ModelEntry
-from mesh.peer import Peer, PeerSettings
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
 from tests.bench import registry
+from tests.bench.link import link
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mesh.link import Link
-    from mesh.messages.record import Role
-    from mesh.service import Emit
+    from collections.abc import Awaitable, Callable, Sequence
 
 JOINS = 10
 REQUESTS = 300
 STREAMS = 32
-ROUND_TRIPS = 2_000
-LOCAL = ["/ip4/127.0.0.1/tcp/0"]
 DEMO = "infermesh-demo"
 
 
@@ -177,66 +167,6 @@ async def demo_engine(fleet: Fleet, http: httpx2.AsyncClient) -> list[Figure]:
     ]
 
 
-class Instant:
-    """A service that is done at once."""
-
-    async def infer(self, _request: InferenceRequest, emit: Emit) -> None:
-        emit(Done("stop", Usage(1, 1), Performance(0, 0, 0, 0, 0)))
-
-
-def peer_of(role: Role, *bootstrap: str, direct: bool) -> Peer:
-    identity = Identity.generate()
-    settings = PeerSettings(identity=identity, role=role, name=role, mesh="bench", bootstrap=list(bootstrap))
-    carrier = DirectTransport(identity, LOCAL) if direct else None
-    return Peer(settings, Libp2pTransport(identity, LOCAL), Instant(), direct=carrier)
-
-
-async def round_trips(link: Link) -> tuple[float, float]:
-    """Of one request at a time: the median round trip, and the CPU of both ends per frame, in microseconds."""
-    request, taken = InferenceRequest(request_id="r", model="m"), []
-    spent = time.process_time()
-    for _ in range(ROUND_TRIPS):
-        start = time.perf_counter()
-        await link.infer(request, lambda _event: None)
-        taken.append((time.perf_counter() - start) * 1e6)
-    return statistics.median(taken), (time.process_time() - spent) * 1e6 / (2 * ROUND_TRIPS)
-
-
-async def carried(*, direct: bool) -> tuple[float, float]:
-    """`round_trips` between two peers of this process, on one carrier."""
-    wanted = "direct" if direct else "libp2p"
-    async with trio.open_nursery() as nursery:
-        gateway = peer_of("gateway", direct=direct)
-        await nursery.start(gateway.run)
-        node = peer_of("node", gateway.addresses[0], direct=direct)
-        node.announce([ModelEntry(id="m", state="ready")], {"m": ModelLoad("ready")})
-        await nursery.start(node.run)
-
-        def linked() -> Link | None:
-            link = gateway.links.get(node.peer_id)
-            return link if link is not None and link.carrier == wanted else None
-
-        link: Link = await until(linked)
-        # The link that a direct one replaced still ends.
-        await trio.sleep(3)
-        figures = await round_trips(link)
-        nursery.cancel_scope.cancel()
-    return figures
-
-
-async def carriers() -> list[Figure]:
-    """What a request on a link costs, on either carrier."""
-    (slow, dear), (fast, cheap) = await carried(direct=False), await carried(direct=True)
-    return [
-        Figure("link on libp2p: round trip of a request, p50", slow, "us"),
-        Figure("link on direct: round trip of a request, p50", fast, "us"),
-        Figure("link on direct: round trip / that on libp2p", fast / slow, "x", 0.5),
-        Figure("link on libp2p: CPU per frame, both ends", dear, "us"),
-        Figure("link on direct: CPU per frame, both ends", cheap, "us"),
-        Figure("link on direct: CPU per frame / that on libp2p", cheap / dear, "x", 0.5),
-    ]
-
-
 async def endings(fleet: Fleet) -> list[Figure]:
     """Seconds from SIGTERM to the end of an idle program."""
     starts: dict[str, Callable[[], Awaitable[Program]]] = {
@@ -251,32 +181,52 @@ async def endings(fleet: Fleet) -> list[Figure]:
     return figures
 
 
-async def measure() -> list[Figure]:
-    """Everything, one after another: the machine has two cores."""
+async def arrivals(fleet: Fleet, http: httpx2.AsyncClient) -> list[Figure]:
+    """How soon a node that is ready is routable, by either way of finding it."""
+    figures = []
+    for mdns in (True, False):
+        taken = await joins(fleet, http, mdns=mdns)
+        how = "mDNS" if mdns else "bootstrap address"
+        figures.append(Figure(f"node ready to routable by {how}, p50 of {JOINS}", statistics.median(taken), "s"))
+        figures.append(Figure(f"node ready to routable by {how}, p95 of {JOINS}", quantile(taken, 0.95), "s", 5.0))
+    return figures
+
+
+async def records() -> list[Figure]:
+    return [Figure(*row) for row in registry.rows()]
+
+
+PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]] = {
+    "joins": arrivals,
+    "registry": lambda _fleet, _http: records(),
+    "link": lambda _fleet, _http: link(),
+    "gateway": through_gateway,
+    "engine": demo_engine,
+    "endings": lambda fleet, _http: endings(fleet),
+}
+
+
+async def measure(parts: Sequence[str]) -> list[Figure]:
+    """The parts one after another: the machine has two cores."""
     with tempfile.TemporaryDirectory(prefix="infermesh-bench-") as folder:
         fleet = Fleet(Path(folder))
         try:
             async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
-                figures = []
-                for mdns in (True, False):
-                    taken = await joins(fleet, http, mdns=mdns)
-                    how = "mDNS" if mdns else "bootstrap address"
-                    figures.append(Figure(f"node ready to routable by {how}, p50 of {JOINS}", statistics.median(taken), "s"))
-                    figures.append(Figure(f"node ready to routable by {how}, p95 of {JOINS}", quantile(taken, 0.95), "s", 5.0))
-                figures += await carriers()
-                figures += [Figure(*row) for row in registry.rows()]
-                figures += await through_gateway(fleet, http)
-                figures += await demo_engine(fleet, http)
-                return figures + await endings(fleet)
+                return [figure for part in parts for figure in await PARTS[part](fleet, http)]
         finally:
             fleet.end()
 
 
-def main() -> int:
-    figures = trio.run(measure)
-    write(figures)
+def main(asked: Sequence[str]) -> int:
+    unknown = [part for part in asked if part not in PARTS]
+    if unknown:
+        print(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+        return 2
+    figures = trio.run(measure, asked or [*PARTS])
+    if not asked:
+        write(figures)
     return report(figures)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

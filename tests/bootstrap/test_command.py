@@ -82,7 +82,8 @@ def test_no_model(run, small_mesh):
 def test_route(run, small_mesh):
     out = run("route", "m", "--gateway", small_mesh.url)[1]
     assert "m by predicted_latency" in out
-    assert "1\tnear\tready\t0.1235\trtt 0.0004567" in out
+    assert "rank\tnode\tstate\texpected time\twhy" in out
+    assert "1\tnear\tready\t123 ms\trtt 0.457 ms" in out
     assert "-\taway\tready\t\tthere is no link to it" in out
     assert json.loads(run("route", "m", "--json", "--gateway", small_mesh.url)[1])["candidates"]
 
@@ -191,3 +192,17 @@ def test_doctor_gets_what_the_operator_named(run, monkeypatch, tmp_path):
 def test_the_network_is_imported_only_where_it_is_used():
     code = "import bootstrap.command, sys; sys.exit('libp2p' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "score", "said"),
+    [
+        ("best_performance", 2.5, "mean time\twhy\n1\tnear\tready\t2.5 s"),
+        ("least_loaded", 0.25, "requests per slot\twhy\n1\tnear\tready\t0.25"),
+        ("my.own", 3, "score\twhy\n1\tnear\tready\t3"),
+    ],
+)
+def test_a_score_has_the_unit_of_its_strategy(run, small_mesh, strategy, score, said):
+    candidate = {"rank": 1, "name": "near", "state": "ready", "score": score, "parts": {}}
+    small_mesh.answers["/v1/route?model=m"] = (200, {"model": "m", "strategy": strategy, "candidates": [candidate]})
+    assert said in run("route", "m", "--gateway", small_mesh.url)[1]

@@ -159,6 +159,7 @@ async def test_status_counts_requests_once_and_tells_levels(served, http, mesh, 
     assert backends[nodes[0].peer_id]["metrics"]["failed"] == 1
     assert backends[nodes[1].peer_id]["metrics"]["successful"] == 1
     assert backends[nodes[1].peer_id]["metrics"]["avg_latency_ms"] > 0
+    assert [backends[node.peer_id]["metrics"]["uptime"] for node in (*nodes, loading)] == [77, 77, None]
 
 
 async def test_a_route_is_explained(served, http, mesh):

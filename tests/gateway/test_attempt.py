@@ -10,6 +10,7 @@ from gateway.attempt import Attempt, Delivery
 from gateway.observations import Observation
 from mesh.errors import BackendFailed, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
+from mesh.service import paced
 
 DONE = Done("stop", Usage(1, 2), Performance(1.0, 2.0, 3.0, 4.0, 1))
 
@@ -78,3 +79,20 @@ async def test_what_is_held_back_has_a_bound_and_nothing_is_lost(trying, got, mo
     long.emit(DONE)
     assert [event.offset for event in got[1:-1]] == list(range(8))
     assert (type(got[0]), got[-1]) == (Accepted, DONE)
+
+
+async def test_a_client_that_reads_slowly_is_not_the_nodes_fault(autojump_clock, got):
+    async def slow_client():
+        await trio.sleep(100)
+
+    await trio.sleep(1)
+    slow = Attempt("node", Delivery(paced(got.append, slow_client)), Observation(), first_token=10.0, stall=20.0)
+    slow.emit(delta(0))
+    with slow.scope:
+        await slow.room()
+        assert trio.current_time() + 20.0 == slow.scope.deadline
+        slow.emit(delta(1))
+        await trio.sleep_forever()
+    assert len(got) == 3
+    with pytest.raises(TimedOut, match="no token for 20 s"):
+        slow.check()

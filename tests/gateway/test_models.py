@@ -31,6 +31,16 @@ def learn(registry: Registry, *entries: ModelEntry):
     return registry.learn(seal(identity, record))
 
 
+async def test_it_tells_what_nobody_announces(registry):
+    learn(registry, ModelEntry(id="m"))
+    models, missing = KnownModels(registry), []
+    models.missing = missing.append
+    assert models.resolve("m") == "m"
+    with pytest.raises(NotFound):
+        models.resolve("n")
+    assert missing == ["n"]
+
+
 async def test_a_name_is_remembered_for_a_day_after_its_node_was_last_seen(autojump_clock, registry):
     view = learn(registry, ModelEntry(id="m", aliases=["short"]))
     models = KnownModels(registry)

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from mesh.errors import Unavailable
-from mesh.hearing import LOOK, Hearing
+from mesh.hearing import INTERFACES, LOOK, PAUSE, Hearing
 from mesh.trail import LOCAL, Trail
 
 
@@ -112,3 +112,33 @@ async def test_a_way_that_fails_ends_alone(trail, autojump_clock, caplog, error,
     assert [entry.code for entry in trail.entries if entry.way == "mdns"] == [code]
     assert found == ["friend"]
     assert ("Traceback" in caplog.text) == (code == "broken")
+
+
+async def test_a_way_that_failed_is_tried_again_and_one_that_broke_is_not(trail, autojump_clock, caplog):
+    failed, broken = Way(error=Unavailable("no interface", code="no_mdns")), Way(error=ValueError("bug"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Hearing({"mdns": failed, "other": broken}, trail, lambda *_: None).run, Me())
+        await trio.sleep(3.5 * PAUSE)
+        assert caplog.text.count("mdns does not work: no interface") == 1
+        failed.error = broken.error = None
+        await trio.sleep(PAUSE)
+        assert failed.found is not None
+        assert broken.found is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_where_it_listens_is_noted_and_explains_nothing(trail, autojump_clock):
+    way = Way(heard_itself=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Hearing({"mdns": way}, trail, lambda *_: None).run, Me())
+        await trio.sleep(1)
+        assert trail.outcome("mdns", INTERFACES) == "listens on lo 127.0.0.1, eth0 10.0.0.1"
+        way.found(Heard("friend"))
+        way.interfaces = ("lo 127.0.0.1", "wlan0 10.0.1.9")
+        await trio.sleep(2 * LOOK)
+        assert trail.outcome("mdns", INTERFACES) == "listens on lo 127.0.0.1, wlan0 10.0.1.9"
+        assert not any("listens on" in sentence for sentence in trail.explain())
+        way.interfaces = ()
+        await trio.sleep(2 * LOOK)
+        assert trail.outcome("mdns", INTERFACES) == "listens on no interface"
+        nursery.cancel_scope.cancel()

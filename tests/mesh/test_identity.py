@@ -93,3 +93,13 @@ def test_an_unreadable_file_is_named(tmp_path):
     path.chmod(0)
     with pytest.raises(Misconfigured, match="cannot read"):
         load_identity(path)
+
+
+def test_a_disk_that_fails_leaves_no_half_of_a_key(tmp_path, monkeypatch):
+    def full(_file, _content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(Misconfigured, match="No space left on device; choose another --state-dir"):
+        load_identity(tmp_path / "identity.pem")
+    assert list(tmp_path.iterdir()) == []

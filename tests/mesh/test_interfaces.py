@@ -34,6 +34,14 @@ def test_bridges_and_what_is_down_and_link_local_are_left_out(monkeypatch):
     ]
 
 
+def test_the_address_of_a_bridge_is_there_for_who_asks(monkeypatch):
+    found = {"lo": [entry("127.0.0.1")], "docker0": [entry("172.17.0.1"), entry("172.17.0.2")]}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: {name: SimpleNamespace(isup=True) for name in found})
+    assert [one.name for one in interfaces()] == ["lo"]
+    assert interfaces(["172.17.0.1"])[1:] == [Interface("docker0", "172.17.0.1", 4)]
+
+
 def test_how_far_an_address_is():
     assert [distance(host) for host in ("127.0.0.1", "::1", "10.1.1.1", "169.254.1.1", "fd00::1", "8.8.8.8")] == [
         0,

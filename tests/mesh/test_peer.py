@@ -574,6 +574,27 @@ async def test_a_record_is_issued_again_while_its_peer_lives(autojump_clock):
         assert bootstrap.registry.peers[node.peer_id].record.sequence >= before + 8
 
 
+async def test_everybody_hears_of_new_addresses_soon_and_nobody_of_the_same_ones(autojump_clock, monkeypatch):
+    async with town() as here:
+        bootstrap = await here.add("bootstrap")
+        node = await here.add("node", bootstrap)
+        await until(lambda: node.peer_id in bootstrap.registry.peers)
+
+        def told() -> NodeRecord:
+            return bootstrap.registry.peers[node.peer_id].record
+
+        first = told()
+        late = f"/ip4/10.1.2.3/tcp/4001/p2p/{node.peer_id}"
+        before = node.addresses
+        monkeypatch.setattr(type(node), "addresses", property(lambda self: [*before, late] if self is node else before))
+        await until(lambda: told().addresses == [*before, late], limit=5)
+        monkeypatch.undo()
+        await until(lambda: told().addresses == before, limit=5)
+        last = told().sequence
+        await trio.sleep(10)
+        assert told().sequence == last > first.sequence
+
+
 async def test_a_clock_that_went_back_is_overcome(autojump_clock, monkeypatch):
     async with town() as here:
         identity = Identity.generate()

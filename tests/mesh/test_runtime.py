@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
 import signal
 import stat
@@ -77,6 +78,14 @@ def start(tmp_path):
             return started
 
         yield begin
+
+
+def test_how_many_tasks_there_are_is_told_to_who_asks(start):
+    begun = start(POLITE, "--log-level", "info,mesh.runtime=debug")
+    begun.ready()
+    begun.process.send_signal(signal.SIGTERM)
+    _, _, log = begun.end()
+    assert re.search(r"debug   mesh.runtime: [1-9]\d* tasks", log)
 
 
 def test_ready_line_and_live_addresses(start):

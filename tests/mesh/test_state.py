@@ -29,3 +29,17 @@ def test_the_addresses_are_replaced_whole_and_removed(tmp_path):
         folder.write_addresses({"addresses": []})
         assert (tmp_path / "addresses.json").read_text() == '{\n  "addresses": []\n}\n'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock"]
+
+
+def test_a_disk_that_fails_stops_nothing(tmp_path, monkeypatch, caplog):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with StateFolder(tmp_path) as folder:
+        monkeypatch.setattr(Path, "replace", full)
+        folder.write_addresses({"addresses": [], "pid": 1})
+        assert "cannot write the live addresses" in caplog.text
+        with pytest.raises(Misconfigured, match="in use by process unknown"), StateFolder(tmp_path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]

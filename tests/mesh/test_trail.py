@@ -51,6 +51,9 @@ def test_nothing_was_tried(trail):
         ("mdns", "heard", ("mDNS it said no, but there is no link yet",)),
         ("mdns", "deaf", ("multicast is blocked", "UDP port 5353", "--bootstrap")),
         ("mdns", "other_mesh", ("TARGET was heard, but it said no", "--mesh")),
+        ("dht", "empty", ("The DHT has nobody", "--bootstrap")),
+        ("dht", "", ("The DHT it said no.",)),
+        ("dht", "unreachable", ("heard of by dht",)),
         ("mdns", "unavailable", ("mDNS did not start: it said no",)),
         ("a record from X", "unavailable", ("heard of by a record from X",)),
     ],
@@ -91,6 +94,20 @@ def test_what_starts_a_node():
     assert how_to_join("a b", [here], private=False) == f"`mesh-node --mesh 'a b' --bootstrap {here}`"
     assert how_to_join("default", [], private=False) == "`mesh-node --bootstrap ADDRESS`"
     assert "`mesh invite" in how_to_join("ours", [here], private=True)
+
+
+@pytest.mark.parametrize(
+    ("heard", "forbidden", "said"),
+    [
+        (0, 0, ["Linked with 1 other peer of the mesh, but no node was heard of"]),
+        (3, 0, ["Linked with 1 other peer of the mesh, but with none of the 3 nodes that it knows"]),
+        (2, 1, ["Linked with 1 other peer of the mesh, but with none of the 2 nodes", "Our own lists forbid 1 node of the mesh"]),
+        (1, 1, ["Linked with 1 other peer of the mesh, but with no node,", "Our own lists forbid 1 node of the mesh"]),
+    ],
+)
+def test_nodes_that_are_known_and_not_linked_are_not_said_to_be_unheard_of(trail, heard, forbidden, said):
+    sentences = trail.explain_no_node(1, "`mesh-node`", heard=heard, forbidden=forbidden)
+    assert [sentence.startswith(words) for sentence, words in zip(sentences, said, strict=True)] == [True] * len(said)
 
 
 def test_where_the_operator_said_to_look_comes_first_and_the_rest_is_bounded(trail):

@@ -39,6 +39,12 @@ async def test_a_request_reaches_the_model_by_id_or_alias(serve) -> None:
     assert service.load()["b"].step > service.load()["a"].step, "the alias `a` of b must not beat the id a"
 
 
+async def test_the_load_says_how_long_each_model_has_been_ready(serve, autojump_clock) -> None:
+    service = await serve("a")
+    await trio.sleep(7.5)
+    assert service.load()["a"].uptime == 7
+
+
 async def test_an_unknown_model_is_named_with_what_there_is(serve) -> None:
     service = await serve("a", "b")
     with pytest.raises(NotFound, match="serves a, b") as caught:

@@ -15,14 +15,14 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from mesh.errors import Busy
 from mesh.identity import PeerId
 from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
-from mesh.messages.link import ModelLoad
+from mesh.messages.link import Hello, ModelLoad
 from mesh.messages.record import ModelEntry, NodeRecord, SealedRecord
-from mesh.registry import PeerView
 
 if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
@@ -221,15 +221,7 @@ class FluidLink:
         self.rtt = rtt
         self.load = {MODEL: node.load}
         self.closed = trio.Event()
-
-    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
-        """Ask the node; both directions take half the round trip."""
-        await trio.sleep(self.rtt)
-        await self.node.infer(request, emit)
-
-    def view(self) -> PeerView:
-        """As the registry holds it."""
-        record = NodeRecord(
+        self.record = NodeRecord(
             peer_id=self.peer_id,
             sequence=1,
             issued_at=0,
@@ -241,4 +233,11 @@ class FluidLink:
             addresses=[],
             models=[ModelEntry(id=MODEL, state="ready")],
         )
-        return PeerView(record, SealedRecord(b"", b""), 0.0, self)  # type: ignore[arg-type]
+        self.hello = Hello(
+            mesh="default", instance="simulated", record=SealedRecord(msgspec.msgpack.encode(self.record), bytes(64))
+        )
+
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+        """Ask the node; both directions take half the round trip."""
+        await trio.sleep(self.rtt)
+        await self.node.infer(request, emit)

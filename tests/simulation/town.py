@@ -121,7 +121,7 @@ def _gateway(town: Town, nodes: list[FluidNode], nursery: trio.Nursery, chance: 
     known = nodes if len(nodes) <= town.links else chance.sample(nodes, town.links)
     for node in known:
         link = FluidLink(node, rtt=chance.uniform(0.001, 0.020))
-        registry.peers[node.peer_id] = link.view()
+        registry.linked(link)  # type: ignore[arg-type]
         nursery.start_soon(_beat, link, chance.random())
     if town.policy == ORACLE:
         return Dispatch(Oracle(registry), limits=LIMITS)

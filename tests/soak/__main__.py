@@ -8,6 +8,7 @@ With a scale below 1 everything is shorter, and nothing is written. It needs roo
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,36 @@ import trio
 
 from tests.figures import Figure, report, write
 from tests.network.namespaces import NotPermitted
-from tests.soak import deaths, joins
+from tests.soak import churn, deaths, joins, wan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+ENGINE_REQUESTS = 20_000
+
+
+async def engine(scale: float) -> list[Figure]:
+    """What `tests.soak.engine` says, which needs a process of its own: it is about that process's memory."""
+    requests = max(500, round(ENGINE_REQUESTS * scale))
+    command = [sys.executable, "-m", "tests.soak.engine", "--requests", str(requests)]
+    done = await trio.run_process(command, capture_stdout=True, check=False)
+    text = done.stdout.decode()
+    found = json.loads(text[text.index("{") :])
+    print(*found["faults"], sep="\n")
+    return [
+        Figure(f"engine, {requests} requests of every kind: faults", len(found["faults"]), "", 0),
+        Figure("engine: resident memory at the end / after warm-up", found["growth"], "x", 1.1),
+        Figure("engine: requests preempted", found["preemptions"], ""),
+        Figure("engine: steps broken on purpose", found["broken_steps"], ""),
+    ]
+
+
 PARTS: dict[str, Callable[[float], Awaitable[list[Figure]]]] = {
     "joins": joins.measure,
     "deaths": deaths.measure,
+    "wan": wan.measure,
+    "churn": churn.measure,
+    "engine": engine,
 }
 
 

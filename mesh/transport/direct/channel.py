@@ -1,7 +1,7 @@
 """A channel over one TLS connection.
 
 1. A cancelled `send_all` leaves half a record behind: the channel is lost then. A link never cancels one but to end itself.
-2. TLS's own end mark is not used, as a link marks its ends itself: the end of the connection reads as `b""`.
+2. A link marks its ends itself: the end of the connection reads as `b""`.
 3. A clean close ends our sending direction, then reads and drops what still comes until the other side ends too, for at most
    `CLOSE_GRACE` seconds: closing a socket with unread bytes would take back our last words.
 4. `abort` closes the raw socket at once, unsent bytes included.
@@ -21,13 +21,12 @@ from mesh.transport.libp2p.addresses import remote_multiaddr
 
 if TYPE_CHECKING:
     from mesh.identity import PeerId
+    from mesh.transport.direct.tls import TlsStream
 
 CLOSE_GRACE = 1.0
 _READ_SIZE = 64 * 1024
 _LINGER_NONE = struct.pack("ii", 1, 0)
 _LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
-
-TlsStream = trio.SSLStream[trio.SocketStream]
 
 
 class DirectChannel(Channel):
@@ -39,9 +38,8 @@ class DirectChannel(Channel):
         """Raises OSError when the connection is gone already."""
         self.peer_id = peer_id
         self._tls = stream
-        self._tcp = stream.transport_stream
-        self.remote_address = remote_multiaddr(*self._tcp.socket.getpeername()[:2])
-        self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.remote_address = remote_multiaddr(*stream.socket.getpeername()[:2])
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._closing = False
         self._finished = False
         self._reading = False
@@ -60,7 +58,7 @@ class DirectChannel(Channel):
             self._reading = False
             self._reader_left.set()
         self._check_open()
-        return bytes(data)
+        return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """As `trio.abc.SendStream` says."""
@@ -69,7 +67,7 @@ class DirectChannel(Channel):
 
     async def wait_send_all_might_not_block(self) -> None:
         """As `trio.abc.SendStream` says."""
-        await self._tls.wait_send_all_might_not_block()
+        await self._tls.wait_writable()
 
     async def aclose(self) -> None:
         """End the connection, cleanly when that takes no longer than `CLOSE_GRACE`."""
@@ -77,7 +75,7 @@ class DirectChannel(Channel):
             if not self._closing:
                 self._closing = True
                 with trio.move_on_after(CLOSE_GRACE), suppress(*_LOST, trio.BusyResourceError):
-                    await self._tcp.send_eof()
+                    self._tls.send_eof()
                     await self._read_rest()
         finally:
             self.abort()
@@ -89,8 +87,8 @@ class DirectChannel(Channel):
         if not self._finished:
             # Without lingering: bytes for a peer that hangs would occupy the kernel for minutes.
             with suppress(OSError):
-                self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
-        self._tcp.socket.close()
+                self._tls.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        self._tls.close()
 
     def _check_open(self) -> None:
         if self._closing:

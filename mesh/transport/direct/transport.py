@@ -21,8 +21,9 @@ from mesh.errors import Denied, MeshError, Unavailable
 from mesh.identity import verify
 from mesh.messages.link import UpgradeOffer
 from mesh.transport.direct.certificate import Certificate, client_context, fingerprint_of
-from mesh.transport.direct.channel import DirectChannel, TlsStream
+from mesh.transport.direct.channel import DirectChannel
 from mesh.transport.direct.tickets import TICKET_SIZE, Tickets
+from mesh.transport.direct.tls import TlsStream
 from mesh.transport.libp2p.addresses import Address, reachable_hosts
 from mesh.transport.libp2p.listeners import bind, listen_address
 
@@ -107,15 +108,14 @@ class DirectTransport:
 
     async def _connect(self, address: Address, peer_id: PeerId, offer: UpgradeOffer) -> DirectChannel:
         with trio.fail_after(CONNECT_LIMIT):
-            tcp = await trio.open_tcp_stream(address.host, address.port)
+            tls = TlsStream(await trio.open_tcp_stream(address.host, address.port), self._client)
             try:
-                tls = trio.SSLStream(tcp, self._client, https_compatible=True)
                 await tls.do_handshake()
-                _check_certificate(tls.getpeercert(binary_form=True), offer.fingerprint)
+                _check_certificate(tls.getpeercert(), offer.fingerprint)
                 await self._present(tls, offer)
                 return DirectChannel(tls, peer_id)
             except BaseException:
-                tcp.socket.close()
+                tls.close()
                 raise
 
     async def _present(self, tls: TlsStream, offer: UpgradeOffer) -> None:
@@ -139,15 +139,15 @@ class DirectTransport:
         await _handle(handler, channel)
 
     async def _prove(self, tcp: trio.SocketStream) -> DirectChannel:
+        tls = TlsStream(tcp, self._certificate.context, server_side=True)
         try:
             with trio.fail_after(HANDSHAKE_LIMIT):
-                tls = trio.SSLStream(tcp, self._certificate.context, server_side=True, https_compatible=True)
                 await tls.do_handshake()
                 peer_id = self._redeem(await _exactly(tls, TICKET_SIZE + _SIGNATURE_SIZE))
                 await tls.send_all(_WELCOME)
                 return DirectChannel(tls, peer_id)
         except BaseException:
-            tcp.socket.close()
+            tls.close()
             raise
 
     def _redeem(self, preface: bytes) -> PeerId:

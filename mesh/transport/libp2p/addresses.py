@@ -11,6 +11,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import trio
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
@@ -86,6 +87,17 @@ def reachable_hosts(host: str) -> list[str]:
     if not listening.is_unspecified:
         return [host]
     return [interface.host for interface in interfaces() if interface.version == listening.version]
+
+
+async def host_of(address: Address) -> str:
+    """What to connect to. Raises OSError.
+
+    A name of one family is looked up here, because `trio.open_tcp_stream` would try both.
+    """
+    if address.kind not in ("dns4", "dns6"):
+        return address.host
+    found = await trio.socket.getaddrinfo(address.host, address.port, family=address.family, type=socket.SOCK_STREAM)
+    return str(found[0][4][0])
 
 
 def best_first(addresses: Iterable[Address]) -> list[Address]:

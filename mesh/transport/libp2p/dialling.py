@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import trio
 from libp2p.exceptions import BaseLibp2pError
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mesh.identity import PeerId
-    from mesh.transport.libp2p.channel import Libp2pChannel
-
-    Attempt = Callable[[Address, Callable[[], None]], Awaitable[Libp2pChannel]]
-    """One address to a channel; the second argument is called once something takes the connection."""
 
 DIAL_TIMEOUT = 5.0
 """Seconds for all addresses together."""
@@ -40,7 +36,21 @@ _MAX_REASON = 200
 _MAX_CAUSES = 10
 
 
-class Dial:
+class Abortable(Protocol):
+    """What a dial opens: a channel or a bare connection."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+
+Opened = TypeVar("Opened", bound=Abortable)
+
+if TYPE_CHECKING:
+    Attempt = Callable[[Address, Callable[[], None]], Awaitable[Opened]]
+    """One address to what is opened; the second argument is called once something takes the connection."""
+
+
+class Dial(Generic[Opened]):
     """One attempt to reach one peer."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
@@ -52,10 +62,10 @@ class Dial:
                 self._reasons[str(address)] = "it names another peer than the first address"
         ordered = best_first(address for address in parsed if address.peer_id == self.peer_id)
         self.addresses = ordered[:MAX_ADDRESSES]
-        self._winner: Libp2pChannel | None = None
+        self._winner: Opened | None = None
 
-    async def run(self, attempt: Attempt) -> Libp2pChannel:
-        """The channel of the first attempt that succeeds. Blocks at most `DIAL_TIMEOUT` seconds. Raises Unavailable."""
+    async def run(self, attempt: Attempt[Opened]) -> Opened:
+        """What the first attempt that succeeds opened. Blocks at most `DIAL_TIMEOUT` seconds. Raises Unavailable."""
         try:
             with trio.move_on_after(DIAL_TIMEOUT):
                 await self._race(attempt)
@@ -67,7 +77,7 @@ class Dial:
             raise Unavailable(self._message(), code="unreachable")
         return self._winner
 
-    async def _race(self, attempt: Attempt) -> None:
+    async def _race(self, attempt: Attempt[Opened]) -> None:
         async with trio.open_nursery() as nursery:
             for address in self.addresses:
                 failed = trio.Event()
@@ -77,7 +87,7 @@ class Dial:
 
     async def _try(
         self,
-        attempt: Attempt,
+        attempt: Attempt[Opened],
         address: Address,
         failed: trio.Event,
         others: trio.CancelScope,
@@ -87,16 +97,16 @@ class Dial:
 
         self._reasons[str(address)] = f"no answer within {DIAL_TIMEOUT:.0f} s"
         try:
-            channel = await attempt(address, connected)
+            opened = await attempt(address, connected)
         except Exception as error:  # noqa: BLE001 - handshakes with strangers raise whatever their libraries raise
             self._reasons[str(address)] = _reason(error)
             failed.set()
             return
         if self._winner is None:
-            self._winner = channel
+            self._winner = opened
             others.cancel()
         else:
-            channel.abort()
+            opened.abort()
 
     def _parse(self, text: str) -> Address | None:
         try:

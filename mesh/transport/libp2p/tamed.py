@@ -3,7 +3,8 @@
 1. Noise and yamux only. The stock host also accepts plaintext, where a dialer may claim any peer id.
 2. Every task of a connection runs in a nursery of ours and none of its errors leaves it: one bad peer cannot end the program.
 3. No connection is opened, trimmed or closed behind our back: no auto-connector, no pruner, no notifees, no identify of our own.
-4. A connection holds at most `MAX_HELD` unread bytes and `MAX_STREAMS` streams. The stock muxer only logs a broken window.
+4. A connection holds at most `MAX_HELD` unread bytes and `MAX_STREAMS` streams. It is read no further while its peer opens
+   streams faster than `STREAM_RATE`. The stock muxer only logs a broken window and takes any number of streams.
 5. It logs nothing unless `LIBP2P_DEBUG` asks for it.
 """
 
@@ -18,6 +19,8 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
+from libp2p.host.ping import ID as PING
+from libp2p.identity.identify import identify
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
@@ -32,10 +35,14 @@ from libp2p.stream_muxer.yamux import yamux
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from mesh.transport.libp2p.admission import Allowance
+from mesh.transport.libp2p.ping import answer_pings
+from mesh.version import __version__
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from libp2p.abc import IMuxedConn, INetConn, INetStream, ISecureConn
+    from libp2p.abc import IMuxedConn, IMuxedStream, INetConn, INetStream, ISecureConn
 
     from mesh.identity import Identity
     from mesh.transport.libp2p.carrier import Carrier
@@ -51,6 +58,10 @@ MAX_HELD = 16 * 1024 * 1024
 MAX_STREAMS = 32
 """Streams that a peer may have open on one connection. A channel needs one."""
 
+STREAM_BURST = 128
+STREAM_RATE = 32.0
+"""Streams a second that a peer may open on one connection, after a burst. One costs about a millisecond."""
+
 MAX_FRAME = 65_519
 """Bytes of a frame of the multiplexer: what fits into one message of the encryption, so that a write is all or nothing."""
 
@@ -62,6 +73,7 @@ HANDSHAKE_TIMEOUT = 5.0
 yamux.MAX_MESSAGE_SIZE = MAX_FRAME
 # The stock window grows to 16 MiB for every stream of every peer.
 yamux.MAX_WINDOW_SIZE = 1024 * 1024
+identify.AGENT_VERSION = f"infermesh/{__version__}"
 # It logs to the root logger, which installs a handler on stderr when there is none.
 swarm_connection.logging = logging.getLogger("libp2p.network.connection.swarm_connection")
 
@@ -91,11 +103,15 @@ class Host(BasicHost):  # type: ignore[misc]  # untyped base
         # Both the book-keeping per peer and the identify of every new connection grow with whoever comes along.
         self.swarm.notifees.clear()
         self.remove_stream_handler(ID_PUSH)
+        self.set_stream_handler(PING, answer_pings)
 
-    async def open_stream(self, carrier: Carrier, peer_id: str, protocol: str) -> INetStream:
-        """A stream of `protocol` on a new connection to `peer_id` over `carrier`."""
+    async def connect(self, carrier: Carrier, peer_id: str) -> INetConn:
+        """A new connection to `peer_id` over `carrier`."""
         raw = RawConnection(carrier, initiator=True)
-        connection = await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer_id))
+        return await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer_id))
+
+    async def open_stream(self, connection: INetConn, protocol: str) -> INetStream:
+        """A stream of `protocol` on a connection of ours."""
         stream = await connection.new_stream()
         communicator = MultiselectCommunicator(stream)
         await self.multiselect_client.handshake(communicator)
@@ -177,7 +193,21 @@ class _Upgrader(TransportUpgrader):  # type: ignore[misc]  # untyped base
 
 
 class Yamux(yamux.Yamux):  # type: ignore[misc]  # untyped base
-    """The stock multiplexer with a bound on what it holds."""
+    """The stock multiplexer with a bound on what it holds and on how fast streams come."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._allowance = Allowance(STREAM_BURST, STREAM_RATE)
+        self.streamed_at = trio.current_time()
+        """When the other side last opened a stream; at first, when the connection began."""
+
+    async def accept_stream(self) -> IMuxedStream:
+        """The next stream that the other side opens, when it is time for one more."""
+        stream: IMuxedStream = await super().accept_stream()
+        while not self._allowance.take():  # noqa: ASYNC110 - only time makes room
+            await trio.sleep(self._allowance.wait)
+        self.streamed_at = trio.current_time()
+        return stream
 
     async def _read_data_body(self, length: int) -> bytes:
         held = sum(len(buffer) for buffer in self.stream_buffers.values())

@@ -1,9 +1,10 @@
 """The door to the network: listens, dials, and hands out channels.
 
-1. One connection carries one channel, in whichever direction it was opened, and ends with it. A second one is refused.
+1. One connection carries one channel, in whichever direction it was opened, and ends with it. A second one is refused. Streams of
+   other protocols (`serve`) that we open go on connections of their own (`connect`), which never carry a channel.
 2. Every socket belongs to `run`: when it ends, for whatever reason, all of them are closed at once.
 3. What strangers can take is bounded: `MAX_INBOUND` connections, `MAX_HANDSHAKES` of them unproven, each of these for at most
-   `HANDSHAKE_TIMEOUT` seconds. A connection without a stream is closed after `IDLE` seconds. A closed one frees its place.
+   `HANDSHAKE_TIMEOUT` seconds; `admission` says who makes room. A connection without a stream for `IDLE` seconds is closed.
 4. Whatever goes wrong on a connection, or in a handler, ends that connection and nothing else.
 """
 
@@ -16,16 +17,18 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.transport.base import Handler, Transport
-from mesh.transport.libp2p.addresses import Address, reachable_hosts
+from mesh.transport.libp2p.addresses import Address, host_of, reachable_hosts
+from mesh.transport.libp2p.admission import Admission, Place
 from mesh.transport.libp2p.carrier import Carrier
 from mesh.transport.libp2p.channel import Libp2pChannel
+from mesh.transport.libp2p.connection import Connection
 from mesh.transport.libp2p.dialling import Dial
 from mesh.transport.libp2p.listeners import bind, listen_address
 from mesh.transport.libp2p.tamed import HANDSHAKE_TIMEOUT, Host, carrier_of
 from mesh.transport.libp2p.websocket import WebSocketCarrier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from libp2p.abc import IMuxedConn, INetStream
 
@@ -48,13 +51,12 @@ class Libp2pTransport(Transport):
         """`listen`: multiaddrs such as `/ip4/0.0.0.0/tcp/4001`, also with `/ws`; port 0 is any free one. Raises Misconfigured."""
         self._identity = identity
         self._listen = [listen_address(text) for text in listen]
-        self._max_inbound = max_inbound
-        self._inbound = 0
-        self._handshakes = 0
+        self._inbound = Admission(max_inbound, MAX_HANDSHAKES)
         self._bound: list[Address] = []
         self._carriers: set[Carrier] = set()
         self._nursery: trio.Nursery | None = None
         self._host: Host | None = None
+        self._served: dict[str, Callable[[INetStream], Awaitable[None]]] = {}
 
     async def run(self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As `Transport` says."""
@@ -79,7 +81,25 @@ class Libp2pTransport(Transport):
     async def dial(self, addresses: Sequence[str]) -> Libp2pChannel:
         """As `Transport` says."""
         self._running()
-        return await Dial(addresses).run(self._connect)
+        dial: Dial[Libp2pChannel] = Dial(addresses)
+        return await dial.run(self._open_channel)
+
+    @property
+    def identity(self) -> Identity:
+        """Whose connections these are."""
+        return self._identity
+
+    async def connect(self, addresses: Sequence[str]) -> Connection:
+        """A connection without a channel, for streams of other protocols. Blocks and raises as `dial` does."""
+        self._running()
+        dial: Dial[Connection] = Dial(addresses)
+        return await dial.run(self._open_connection)
+
+    def serve(self, protocol: str, handler: Callable[[INetStream], Awaitable[None]]) -> None:
+        """Answer streams of another protocol, on whatever connection they come. May be called before `run`."""
+        self._served[protocol] = handler
+        if self._host is not None:
+            self._host.set_stream_handler(protocol, handler)
 
     async def _serve(
         self, handler: Handler, listeners: list[tuple[Address, trio.SocketListener]], task_status: trio.TaskStatus[None]
@@ -88,6 +108,8 @@ class Libp2pTransport(Transport):
             self._nursery = nursery
             self._host = Host(self._identity, nursery, lambda: [str(address) for address in self._reachable()])
             self._host.set_stream_handler(PROTOCOL, partial(self._welcome, handler))
+            for protocol, answer in self._served.items():
+                self._host.set_stream_handler(protocol, answer)
             for address, listener in listeners:
                 accept = partial(self._accept, WebSocketCarrier if address.websocket else Carrier)
                 nursery.start_soon(partial(trio.serve_listeners, accept, [listener], handler_nursery=nursery))
@@ -103,47 +125,61 @@ class Libp2pTransport(Transport):
         # Loopback first over all listeners: a peer on this machine should not go through the network.
         return sorted(found, key=lambda address: not address.is_loopback)
 
-    async def _connect(self, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
+    async def _open_channel(self, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
+        connection = await self._open_connection(address, connected)
+        try:
+            return self._channel(await connection.open(PROTOCOL))
+        except BaseException:
+            connection.abort()
+            raise
+
+    async def _open_connection(self, address: Address, connected: Callable[[], None]) -> Connection:
+        """A connection to the peer at one address. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
-        stream = await trio.open_tcp_stream(address.host, address.port)
+        stream = await trio.open_tcp_stream(await host_of(address), address.port)
         connected()
         carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
         try:
             if isinstance(carrier, WebSocketCarrier):
                 await carrier.connect(address.host, address.port)
-            return self._channel(await self._running().open_stream(carrier, str(address.peer_id), PROTOCOL))
+            host = self._running()
+            return Connection(host, await host.connect(carrier, str(address.peer_id)), carrier)
         except BaseException:
             carrier.abort()
             raise
 
     async def _accept(self, kind: type[Carrier], stream: trio.SocketStream) -> None:
-        """Serve one inbound connection until it ends."""
-        if self._inbound >= self._max_inbound or self._handshakes >= MAX_HANDSHAKES:
-            await trio.aclose_forcefully(stream)
-            return
-        self._inbound += 1
+        """Serve one inbound connection until it ends, or has to make room."""
         try:
             carrier = self._carry(kind, stream)
             try:
-                await self._watch(await self._prove(carrier))
+                with trio.CancelScope() as scope:
+                    await self._serve_one(carrier, scope)
             finally:
                 carrier.abort()
         except Exception as error:  # noqa: BLE001 - rule 4; handshakes with strangers raise whatever their libraries raise
             _log.debug("an inbound connection failed: %r", error)
-        finally:
-            self._inbound -= 1
 
-    async def _prove(self, carrier: Carrier) -> IMuxedConn:
-        self._handshakes += 1
+    async def _serve_one(self, carrier: Carrier, scope: trio.CancelScope) -> None:
+        host, _ = carrier.get_remote_address()
+        place = self._inbound.enter(host, scope.cancel, lambda: carrier.taken)
+        if place is None:
+            return
         try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT):
-                if isinstance(carrier, WebSocketCarrier):
-                    await carrier.accept()
-                return await self._running().accept(carrier)
+            await self._watch(await self._prove(carrier, place))
         finally:
-            self._handshakes -= 1
+            self._inbound.leave(place)
+
+    async def _prove(self, carrier: Carrier, place: Place) -> IMuxedConn:
+        with trio.fail_after(HANDSHAKE_TIMEOUT):
+            if isinstance(carrier, WebSocketCarrier):
+                await carrier.accept()
+            connection = await self._running().accept(carrier)
+        if not self._inbound.prove(place, str(connection.peer_id)):
+            raise ValueError(f"{connection.peer_id} has too many connections, or opens them too fast")
+        return connection
 
     @staticmethod
     async def _watch(connection: IMuxedConn) -> None:
@@ -151,7 +187,7 @@ class Libp2pTransport(Transport):
         while not connection.event_closed.is_set():
             with trio.move_on_after(IDLE):
                 await connection.event_closed.wait()
-            if not connection.streams:
+            if not connection.streams and trio.current_time() - connection.streamed_at >= IDLE:
                 return
 
     async def _welcome(self, handler: Handler, stream: INetStream) -> None:

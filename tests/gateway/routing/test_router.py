@@ -1,5 +1,6 @@
 import math
 
+import msgspec
 import pytest
 import trio
 
@@ -7,7 +8,7 @@ from gateway.routing.demand import BLOCK, Demand, demand_of
 from gateway.routing.router import Router
 from mesh.identity import PeerId
 from mesh.messages.inference import InferenceRequest
-from mesh.messages.link import ModelLoad
+from mesh.messages.link import Hello, ModelLoad
 from mesh.messages.record import ModelEntry, NodeRecord, SealedRecord
 from mesh.registry import PeerView, Registry
 
@@ -15,13 +16,15 @@ from mesh.registry import PeerView, Registry
 class Way:
     """The part of a link that routing looks at."""
 
-    def __init__(self, name: str, load: ModelLoad) -> None:
+    def __init__(self, name: str, load: ModelLoad, record: NodeRecord) -> None:
         self.peer_id = PeerId(name)
         self.rtt = 0.001
         self.load = {"m": load}
         self.leaving = False
         self.reason = ""
         self.closed = trio.Event()
+        self.record = record
+        self.hello = Hello(mesh="default", instance="i", record=SealedRecord(msgspec.msgpack.encode(record), bytes(64)))
 
 
 @pytest.fixture
@@ -49,9 +52,8 @@ def add(registry):
             addresses=[],
             models=[ModelEntry(**({"id": "m", "state": "ready"} | entry))],
         )
-        way = Way(name, load or ModelLoad("ready", slots=4))
-        view = registry.peers[PeerId(name)] = PeerView(record, SealedRecord(b"", b""), 0.0, way)
-        return view
+        registry.linked(Way(name, load or ModelLoad("ready", slots=4), record))
+        return registry.peers[PeerId(name)]
 
     return add
 

@@ -34,6 +34,7 @@ VALUES = {
     "listen": [["/ip4/127.0.0.1/tcp/1"], ["/ip4/127.0.0.1/tcp/2", "/ip6/::1/tcp/3/ws"], ["/ip4/127.0.0.1/tcp/3"]],
     "mdns": [False, False, False],
     "direct": [False, False, False],
+    "dht": [False, False, False],
     "mesh": ["a", "b", "c"],
     "name": ["a", "b", "c"],
     "state_dir": ["/a", "/b", "/c"],

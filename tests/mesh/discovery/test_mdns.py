@@ -12,6 +12,7 @@ from mesh.discovery.announcement import Found
 from mesh.discovery.mdns import Mdns
 from mesh.errors import Unavailable
 from mesh.identity import Identity
+from mesh.interfaces import Interface
 
 HANG = 30.0
 
@@ -19,11 +20,12 @@ PROGRAM = """
 import sys, trio
 from mesh.discovery.mdns import Mdns
 from mesh.identity import Identity
+from mesh.interfaces import Interface
 
 async def main():
     identity = Identity.generate()
     address = f"/ip4/127.0.0.1/tcp/4001/p2p/{identity.peer_id}"
-    mdns = Mdns(peer_id=identity.peer_id, mesh=sys.argv[1], role="gateway", addresses=[address])
+    mdns = Mdns(peer_id=identity.peer_id, mesh=sys.argv[1], role="gateway", addresses=lambda: [address])
     print(identity.peer_id, flush=True)
     await mdns.run(lambda found: found.mesh == sys.argv[1] and print("found", found.peer_id, found.role, flush=True))
 
@@ -40,7 +42,7 @@ def mesh_name(request):
 def announcer(mesh: str, role: str = "node") -> tuple[Identity, Mdns]:
     identity = Identity.generate()
     addresses = [f"/ip4/127.0.0.1/tcp/{port}/p2p/{identity.peer_id}" for port in (4001, 4002)]
-    return identity, Mdns(peer_id=identity.peer_id, mesh=mesh, role=role, addresses=addresses)
+    return identity, Mdns(peer_id=identity.peer_id, mesh=mesh, role=role, addresses=lambda: addresses)
 
 
 async def next_found(receiver: trio.MemoryReceiveChannel[Found]) -> Found:
@@ -124,7 +126,7 @@ async def test_only_the_latest_are_kept_to_be_told_of_again(monkeypatch):
 
 
 def test_a_peer_without_addresses_does_not_take_itself_for_deaf(mesh_name):
-    assert Mdns(peer_id=Identity.generate().peer_id, mesh=mesh_name, role="client", addresses=[]).heard_itself
+    assert Mdns(peer_id=Identity.generate().peer_id, mesh=mesh_name, role="client", addresses=list).heard_itself
     assert not announcer(mesh_name)[1].heard_itself
 
 
@@ -189,3 +191,66 @@ async def test_findings_that_nobody_takes_are_dropped_and_not_kept():
     assert receiver.statistics().current_buffer_used == 2
     receiver.close()
     listener._hand_over("a service", Found(Identity.generate().peer_id, [], "m", "node"))
+
+
+async def test_it_moves_to_the_interfaces_that_are_there(monkeypatch, mesh_name):
+    """A network that is joined later, one that is left, and a while without any."""
+    monkeypatch.setattr(mdns, "LOOK", 0.05)
+    lo, late = Interface("lo", "127.0.0.1", 4), Interface("lo", "127.0.0.2", 4)
+    there = [lo]
+    monkeypatch.setattr(mdns, "interfaces", lambda asked: list(there))
+    _, ours = announcer(mesh_name)
+    sender, receiver = trio.open_memory_channel[Found](1000)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(ours.run, sender.send_nowait)
+        assert ours.interfaces == ["lo 127.0.0.1"]
+        there.append(late)
+        await until(lambda: ours.interfaces == ["lo 127.0.0.1", "lo 127.0.0.2"])
+        there.clear()
+        await until(lambda: ours.interfaces == [])
+        there.append(late)
+        await until(lambda: ours.interfaces == ["lo 127.0.0.2"])
+        friend, other = announcer(mesh_name)
+        await nursery.start(other.run, lambda found: None)
+        assert (await of_mesh(receiver, mesh_name)).peer_id == friend.peer_id
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_announced_follows_our_addresses(monkeypatch, mesh_name):
+    monkeypatch.setattr(mdns, "LOOK", 0.05)
+    peer_id = Identity.generate().peer_id
+    addresses = [f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id}" for port in (4001, 4002)]
+    first = Mdns(peer_id=peer_id, mesh=mesh_name, role="node", addresses=lambda: addresses)
+    _, second = announcer(mesh_name)
+    sender, receiver = trio.open_memory_channel[Found](1000)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(second.run, sender.send_nowait)
+        await nursery.start(first.run, lambda found: None)
+        assert (await of_mesh(receiver, mesh_name)).addresses == addresses
+        addresses.pop()
+        while (await of_mesh(receiver, mesh_name)).addresses != addresses:
+            pass
+        nursery.cancel_scope.cancel()
+
+
+def test_an_interface_that_other_machines_cannot_reach_is_called_on_when_we_listen_there(monkeypatch, mesh_name):
+    asked = []
+    monkeypatch.setattr(mdns, "interfaces", lambda these: asked.append(these) or [])
+    peer_id = Identity.generate().peer_id
+    addresses = [f"/ip4/172.17.0.1/tcp/4001/p2p/{peer_id}", f"/dns4/example.org/tcp/4001/p2p/{peer_id}"]
+    assert Mdns(peer_id=peer_id, mesh=mesh_name, role="node", addresses=lambda: addresses)._spots() == []
+    assert asked == [{"172.17.0.1"}]
+
+
+def test_one_ipv6_address_of_each_interface_will_do(monkeypatch):
+    monkeypatch.setattr(mdns, "_takes_multicast", lambda interface: interface.name != "tun0")
+    found = [
+        Interface("lo", "127.0.0.1", 4),
+        Interface("lo", "::1", 6),
+        Interface("eth0", "192.168.1.5", 4),
+        Interface("eth0", "192.168.1.6", 4),
+        Interface("eth0", "fd00::1", 6),
+        Interface("eth0", "fd00::2", 6),
+        Interface("tun0", "fd01::1", 6),
+    ]
+    assert [spot.host for spot in mdns._spots(found)] == ["127.0.0.1", "192.168.1.5", "192.168.1.6", "fd00::1"]

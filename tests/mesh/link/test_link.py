@@ -418,7 +418,8 @@ async def test_a_peer_that_beats_but_does_not_read_a_little_is_cut_off_too(autoj
                 except trio.BrokenResourceError:
                     break
                 await trio.sleep(1)
-        assert link.closed.is_set()
+        with trio.fail_after(1):
+            await link.closed.wait()
         assert link.reason == "the other side does not read"
 
 

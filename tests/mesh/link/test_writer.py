@@ -9,6 +9,7 @@ import trio.testing
 from mesh.framing import FrameError, FrameReader
 from mesh.link.codec import MAX_MESSAGE, decode, encode
 from mesh.link.pieces import Assembly
+from mesh.link.pulse import INTERVAL
 from mesh.link.writer import FRAME_TARGET, MAX_PENDING, STALL_LIMIT, LinkWriter
 from mesh.messages.inference import Delta
 from mesh.messages.link import Cancel, Emit, Heartbeat, Leave, Piece
@@ -23,12 +24,14 @@ class Wire:
         self.sizes = []
         self.on_write = lambda: None
         self.aborted = False
+        self.closed = trio.Event()
         self.blocked = blocked
 
     async def send_all(self, data):
         await trio.lowlevel.checkpoint()
         if self.blocked:
-            await trio.sleep_forever()
+            await self.closed.wait()
+            raise trio.BrokenResourceError
         self.sizes.append(len(data))
         self.written.append([decode(body) for body in self.frames.feed(data)])
         self.on_write()
@@ -39,6 +42,7 @@ class Wire:
 
     def abort(self):
         self.aborted = True
+        self.closed.set()
 
 
 def writer_on(wire):
@@ -165,9 +169,18 @@ async def test_a_write_that_does_not_end_aborts_the_channel(autojump_clock):
     writer = writer_on(wire)
     writer.put(encode(Leave("x")))
     started = trio.current_time()
-    with pytest.raises(trio.BrokenResourceError):
-        await writer.run()
-    assert STALL_LIMIT <= trio.current_time() - started <= STALL_LIMIT + 1
+
+    async def beat():
+        while True:
+            await trio.sleep(INTERVAL)
+            writer.beat()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(beat)
+        with pytest.raises(trio.BrokenResourceError):
+            await writer.run()
+        nursery.cancel_scope.cancel()
+    assert STALL_LIMIT <= trio.current_time() - started <= STALL_LIMIT + 2
     assert wire.aborted
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 DONE = Done(
     finish_reason="stop",
     usage=Usage(prompt_tokens=7, completion_tokens=3),
-    performance=Performance(prefill_time_ms=1.5, decode_time_ms=2.5, queue_time_ms=0.5, tokens_per_second=1200.0, batch_size=2),
+    performance=Performance(
+        prefill_time_ms=1.5000001, decode_time_ms=2.4999999, queue_time_ms=0.5, tokens_per_second=1200.0, batch_size=2
+    ),
 )
 
 

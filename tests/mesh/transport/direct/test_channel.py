@@ -103,7 +103,7 @@ async def test_an_abort_ends_what_is_pending_and_the_socket(ground):
             near.abort()
             near.abort()
     assert len(ended) == 2
-    assert near._tcp.socket.fileno() == -1
+    assert near._tls.socket.fileno() == -1
     with pytest.raises(trio.BrokenResourceError):
         await read_to_the_end(far)
 
@@ -111,7 +111,7 @@ async def test_an_abort_ends_what_is_pending_and_the_socket(ground):
 async def test_small_writes_do_not_wait_for_each_other(ground):
     near, far = await ground.pair()
     for channel in (near, far):
-        assert channel._tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert channel._tls.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     near.abort()
 
 

@@ -20,7 +20,8 @@ from multiaddr import Multiaddr
 
 from mesh.errors import Unavailable
 from mesh.identity import Identity
-from mesh.transport.libp2p import PROTOCOL, tamed, transport
+from mesh.transport.libp2p import PROTOCOL, ping, tamed, transport
+from mesh.version import __version__
 
 PING = TProtocol("/ipfs/ping/1.0.0")
 IDENTIFY = TProtocol("/ipfs/id/1.0.0")
@@ -52,7 +53,53 @@ async def test_a_stock_peer_can_identify_and_ping_us(mesh, stock):
         await stream.write(bytes(32))
         assert await stream.read(32) == bytes(32)
         identify = await host.new_stream(connection.muxed_conn.peer_id, [IDENTIFY])
-        assert PROTOCOL.encode() in await identify.read()
+        answer = await identify.read()
+        assert PROTOCOL.encode() in answer
+        assert f"infermesh/{__version__}".encode() in answer
+
+
+async def test_nobody_is_offered_more_than_identify_ping_and_links(mesh):
+    """The stock host also takes pushes of identify, which it keeps for whoever sends one."""
+    alice = await mesh.start()
+    assert set(alice.transport._running().get_mux().get_protocols()) == {IDENTIFY, PING, PROTOCOL}
+
+
+async def test_pings_go_on_for_as_long_as_they_come_and_leave_nothing_behind(mesh, stock, until, monkeypatch):
+    monkeypatch.setattr(ping, "PATIENCE", 0.5)
+    alice = await mesh.start()
+    async with stock() as host:
+        connection = await connect(host, alice)
+        stream = await host.new_stream(connection.muxed_conn.peer_id, [PING])
+        for turn in range(20):
+            payload = bytes([turn]) * 32
+            await stream.write(payload[:7])
+            await stream.write(payload[7:])
+            assert await stream.read(32) == payload
+        # One that is silent is ended; its connection is not.
+        with pytest.raises(BaseLibp2pError), trio.fail_after(20):
+            await stream.read(1)
+        assert not connection.is_closed
+        again = await host.new_stream(connection.muxed_conn.peer_id, [PING])
+        await again.write(bytes(32))
+        assert await again.read(32) == bytes(32)
+
+
+async def test_a_peer_that_opens_streams_in_a_loop_is_served_slowly(mesh, stock, echo, monkeypatch):
+    monkeypatch.setattr(tamed, "STREAM_BURST", 20)
+    monkeypatch.setattr(tamed, "STREAM_RATE", 0.001)
+    alice, bob = await mesh.start(), await mesh.start()
+    channel = await bob.transport.dial(alice.transport.addresses)
+    async with stock() as host:
+        connection = await connect(host, alice)
+        served = 0
+        with trio.move_on_after(1.5):
+            while True:
+                stream = await host.new_stream(connection.muxed_conn.peer_id, [PING])
+                await stream.reset()
+                served += 1
+        # The stock host may have had one or two of its own.
+        assert 15 <= served <= 20
+        await echo(channel)
 
 
 async def test_plaintext_with_a_stolen_name_is_refused(mesh, stock, until):
@@ -93,13 +140,17 @@ async def test_a_libp2p_peer_without_our_protocol_is_named(mesh, stock, until):
     await until(lambda: bob.open_connections == 0)
 
 
-async def test_places_of_ended_connections_are_free_again_for_ever(mesh, echo, until):
+async def test_places_of_ended_connections_are_free_again_for_ever(mesh, echo, until, monkeypatch):
+    """The stock host takes `max_connections` less `min_connections` inbound ones in its whole life."""
+    monkeypatch.setattr(tamed, "MAX_CONNECTIONS", 4)
     alice, bob = await mesh.start(max_inbound=3), await mesh.start()
     for turn in range(12):
         channel = await bob.transport.dial(alice.transport.addresses)
         await echo(channel)
         await (channel.aclose() if turn % 2 else abort(channel))
-        await until(lambda: alice.transport._inbound == 0)
+        await until(lambda: len(alice.transport._inbound) == 0)
+        for peer in (alice, bob):
+            await until(lambda: not peer.transport._running().swarm.connections)  # noqa: B023 - awaited in this turn
 
 
 async def abort(channel):
@@ -250,6 +301,37 @@ async def test_an_idle_connection_of_a_stranger_is_closed(mesh, stock, until, mo
         await until(lambda: connection.is_closed and alice.open_connections == 1)
     await channel.send_all(b"a channel keeps its connection")
     assert await channel.receive_some()
+
+
+async def test_a_stranger_that_uses_its_connection_now_and_then_keeps_it(mesh, stock, monkeypatch):
+    monkeypatch.setattr(transport, "IDLE", 0.3)
+    alice = await mesh.start()
+    async with stock() as host:
+        connection = await connect(host, alice)
+        for _ in range(6):
+            await trio.sleep(0.1)
+            stream = await host.new_stream(connection.muxed_conn.peer_id, [PING])
+            await stream.write(bytes(32))
+            assert await stream.read(32) == bytes(32)
+            await stream.close()
+        assert alice.open_connections == 1
+
+
+async def test_a_stream_that_its_handler_leaves_open_is_forgotten(mesh, stock, until):
+    alice = await mesh.start()
+
+    async def leave_open(stream):
+        await stream.write(b"x")
+
+    alice.transport._running().set_stream_handler(TProtocol("/test"), leave_open)
+    async with stock() as host:
+        connection = await connect(host, alice)
+        for _ in range(5):
+            stream = await host.new_stream(connection.muxed_conn.peer_id, [TProtocol("/test")])
+            assert await stream.read(1) == b"x"
+            await stream.close()
+        (ours,) = alice.transport._running().swarm.get_connections()
+        await until(lambda: not ours.muxed_conn.streams)
 
 
 async def test_messages_that_arrive_in_crumbs_are_read_whole(mesh, echo):

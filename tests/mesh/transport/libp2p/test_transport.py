@@ -6,10 +6,12 @@ import psutil
 import pytest
 import trio
 import trio.lowlevel
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
 
 from mesh.errors import Misconfigured, Unavailable
 from mesh.identity import Identity
-from mesh.transport.libp2p import Libp2pTransport, dialling, transport
+from mesh.transport.libp2p import Libp2pTransport, admission, dialling, transport
 
 LOCAL = "/ip4/127.0.0.1/tcp/0"
 
@@ -169,6 +171,42 @@ async def test_the_end_of_run_closes_every_socket_and_cancels_handlers(mesh, unt
     assert held == []
 
 
+class Names:
+    """`both.test` has an address of each family; only the IPv6 one answers."""
+
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002 - trio's name
+        both = [(socket.AF_INET, ("127.0.0.9", port)), (socket.AF_INET6, ("::1", port, 0, 0))]
+        assert host == b"both.test"
+        return [(one, socket.SOCK_STREAM, 6, "", target) for one, target in both if family in (0, one)]
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def names():
+    before = trio.socket.set_custom_hostname_resolver(Names())
+    yield
+    trio.socket.set_custom_hostname_resolver(before)
+
+
+async def test_names_lead_to_addresses_of_their_family(mesh, echo, names):
+    alice, bob = await mesh.start("/ip6/::1/tcp/0"), await mesh.start()
+    rest = alice.transport.addresses[0].removeprefix("/ip6/::1")
+    for kind in ("dns", "dns6"):
+        await echo(await bob.transport.dial([f"/{kind}/both.test{rest}"]))
+    with pytest.raises(Unavailable, match=r"/dns4/both\.test/.*: connection refused"):
+        await bob.transport.dial([f"/dns4/both.test{rest}"])
+
+
+async def test_an_ipv6_address_is_dialled_beside_an_ipv4_one(mesh, echo, closed_port):
+    alice, bob = await mesh.start("/ip6/::1/tcp/0"), await mesh.start()
+    dead = f"/ip4/127.0.0.1/tcp/{closed_port}/p2p/{alice.identity.peer_id}"
+    channel = await bob.transport.dial([dead, *alice.transport.addresses])
+    await echo(channel)
+    assert channel.remote_address == alice.transport.addresses[0].rpartition("/p2p/")[0]
+
+
 async def test_dialling_needs_a_running_transport():
     identity = Identity.generate()
     stopped = Libp2pTransport(identity, [LOCAL])
@@ -316,6 +354,58 @@ async def test_strangers_who_prove_nothing_lose_their_place(mesh, echo, monkeypa
     assert alice.open_connections == 0
     monkeypatch.setattr(transport, "HANDSHAKE_TIMEOUT", 10.0)
     await echo(await bob.transport.dial(alice.transport.addresses))
+
+
+@pytest.mark.parametrize(("listen", "request_start"), [(LOCAL, b"\x13/multi"), (LOCAL + "/ws", b"GET / HTTP/1.1\r\nHost: ")])
+async def test_who_takes_its_time_over_the_handshake_is_not_waited_for(mesh, monkeypatch, until, listen, request_start):
+    monkeypatch.setattr(transport, "HANDSHAKE_TIMEOUT", 0.4)
+    alice = await mesh.start(listen)
+    stream = await trio.open_tcp_stream("127.0.0.1", int(alice.transport.addresses[0].split("/")[4]))
+    with trio.fail_after(20):
+        with pytest.raises(trio.BrokenResourceError):  # noqa: PT012 - whichever byte comes too late
+            await stream.send_all(request_start)
+            while True:
+                await stream.send_all(b"s")
+                await trio.sleep(0.02)
+    await until(lambda: alice.open_connections == 0)
+    await stream.aclose()
+
+
+async def test_a_newcomer_is_heard_while_silent_strangers_hold_every_place(mesh, echo, monkeypatch):
+    monkeypatch.setattr(transport, "MAX_HANDSHAKES", 4)
+    alice, bob = await mesh.start(), await mesh.start()
+    port = int(alice.transport.addresses[0].split("/")[4])
+    silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(12)]
+    await echo(await bob.transport.dial(alice.transport.addresses))
+    for stream in silent:
+        await stream.aclose()
+
+
+async def test_connections_without_a_channel_make_room_for_a_newcomer(mesh, stock, echo, until):
+    alice, bob = await mesh.start(max_inbound=2), await mesh.start()
+    channel = await bob.transport.dial(alice.transport.addresses)
+    async with stock() as first, stock() as second:
+        address = Multiaddr(alice.transport.addresses[0].rpartition("/p2p/")[0])
+        idle = await first.get_network().dial_addr(address, ID.from_base58(alice.identity.peer_id))
+        assert alice.open_connections == 2
+        await second.get_network().dial_addr(address, ID.from_base58(alice.identity.peer_id))
+        await until(lambda: idle.is_closed and alice.open_connections == 2)
+    await echo(channel)
+
+
+async def test_a_peer_that_connects_in_a_loop_is_refused_and_others_are_not(mesh, echo, monkeypatch):
+    monkeypatch.setattr(admission, "PEER_BURST", 5)
+    monkeypatch.setattr(admission, "PEER_RATE", 0.01)
+    alice, bad, good = await mesh.start(), await mesh.start(), await mesh.start()
+    standing = await good.transport.dial(alice.transport.addresses)
+    taken = 0
+    with pytest.raises(Unavailable), trio.fail_after(20):  # noqa: PT012 - whichever is too many
+        while True:
+            await (await bad.transport.dial(alice.transport.addresses)).aclose()
+            taken += 1
+    assert taken == 5
+    await echo(standing)
+    await echo(await good.transport.dial(alice.transport.addresses))
 
 
 async def drained(stream) -> bytes:

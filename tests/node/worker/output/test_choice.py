@@ -106,6 +106,22 @@ def test_replayed_tokens_leave_the_state_that_they_left(outputs: Outputs, kind: 
             assert other.take(Pick(token)) == (delta, reason)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_goes_on_where_another_engine_stopped(driver: Any, kind: dict[str, Any]) -> None:
+    fields = {"prompt": PROMPT, "max_tokens": 16, **kind}
+    whole = driver.answer(**fields)
+    for cut in (1, len(whole.ids) // 2, len(whole.ids) - 1):
+        number = driver.submit(**fields, prior=[whole.ids[:cut]])
+        rest = driver.outcomes[number]
+        while not driver.engine.idle:
+            driver.step()
+        del driver.outcomes[number]
+        before = "".join(event.text for event in whole.events if isinstance(event, Delta) and event.offset < cut)
+        assert rest.ids == whole.ids[cut:]
+        assert before + rest.text == whole.text
+        assert rest.last.finish_reason == whole.last.finish_reason
+
+
 def test_a_broken_constraint_is_one_answers_alone(outputs: Outputs) -> None:
     good, bad = (outputs.choice(request(temperature=0), PROMPT, limit=4) for _ in range(2))
 
