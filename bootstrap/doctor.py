@@ -275,11 +275,13 @@ async def _mesh(settings: DoctorSettings) -> Finding:
             models = await client.models()
             nodes = client.nodes()
             table = await _table(client.peer)
+            relayed = sum(link.via is not None for link in client.peer.links.values())
     except (Denied, Misconfigured) as error:
         return Finding(f"mesh {mesh}", "fail", *_halves(error))
     except MeshError as error:
         return Finding(f"mesh {mesh}", "fail", error.message, "each sentence says what to do")
     found = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} found, serving {', '.join(model.id for model in models)}"
+    found += f"; {relayed} of the links go over a relay, because nobody here can dial that peer" if relayed else ""
     return Finding(f"mesh {mesh}", "ok", f"{found}; the DHT {table}")
 
 

@@ -9,7 +9,7 @@ from bootstrap.tables import show
 from mesh.logs import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bootstrap.remote import Gateway, Json
 
@@ -78,7 +78,12 @@ def _show_peers(peers: Sequence[Json]) -> None:
     if not peers:
         print("no other peer is known; start a node with `mesh-node`")
         return
-    show(("name", "role", "link", "rtt", "models", "hardware", "peer id"), [_peer_row(peer) for peer in peers], ids=["peer id"])
+    names = {peer.get("peer_id"): _name(peer) for peer in peers}
+    show(
+        ("name", "role", "link", "rtt", "models", "hardware", "peer id"),
+        [_peer_row(peer, names) for peer in peers],
+        ids=["peer id"],
+    )
 
 
 def _advise(nodes: Sequence[Json]) -> None:
@@ -86,12 +91,19 @@ def _advise(nodes: Sequence[Json]) -> None:
         print("\nno node is linked, so no model can be served: start `mesh-node` here, or look at `mesh doctor`")
 
 
-def _peer_row(peer: Json) -> list[str]:
+def _carrier(peer: Json, names: Mapping[Any, str]) -> str:
+    if not peer.get("linked"):
+        return "-"
+    via = peer.get("via")
+    return _text(peer.get("carrier") or "up") if via is None else f"relayed by {names.get(via) or _text(via)}"
+
+
+def _peer_row(peer: Json, names: Mapping[Any, str]) -> list[str]:
     rtt = peer.get("rtt_ms")
     return [
         _name(peer),
         _text(peer.get("role")),
-        _text(peer.get("carrier") or "up") if peer.get("linked") else "-",
+        _carrier(peer, names),
         f"{rtt:.1f} ms" if isinstance(rtt, int | float) else "-",
         ", ".join(_model(model) for model in _objects(peer.get("models"))) or "-",
         _hardware(peer.get("hardware")),

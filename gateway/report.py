@@ -171,6 +171,8 @@ def peer(view: PeerView) -> Json:
         "linked": view.live,
         "leaving": link is not None and link.leaving,
         "carrier": link.carrier if link is not None else None,
+        "via": link.via if link is not None else None,
+        "relays": view.relay,
         "rtt_ms": _milliseconds(link.rtt) if link is not None else None,
         "models": [_model(view, entry) for entry in view.record.models],
         "hardware": view.record.hardware,

@@ -39,17 +39,29 @@ def by_peer(addresses: list[str]) -> dict[PeerId, list[str]]:
 
 def is_near(address: str) -> bool:
     """True unless `address` (a multiaddr or `host:port`) holds an IP address outside loopback, link-local and private ranges."""
-    ip = _ip_of(address)
+    ip = ip_of(address)
     return ip is None or ip.is_loopback or ip.is_link_local or ip.is_private
 
 
 def is_loopback_address(address: str) -> bool:
     """True when `address` (a multiaddr or `host:port`) is reached from its own machine alone."""
-    ip = _ip_of(address)
+    ip = ip_of(address)
     return ip is not None and ip.is_loopback
 
 
-def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def is_relayed(address: str) -> bool:
+    """True when a multiaddr leads over a relay."""
+    return "/p2p-circuit" in address
+
+
+def at_host(address: str, host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The same multiaddr at another host."""
+    rest = address.split("/", 3)[3]
+    return f"/ip{host.version}/{host}/{rest}"
+
+
+def ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in a multiaddr or `host:port`; None for a name, and where there is none."""
     if address.startswith("/"):
         parts = address.split("/")
         # A zone (`/ip6zone/eth0/ip6/fe80::1`) stands before the address it belongs to.

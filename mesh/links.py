@@ -1,7 +1,8 @@
 """The links of one peer: who gets one, and which one stays when there are two.
 
-1. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else a direct one, unless it is old
-   and the other side dials anew; else the smaller peer id's. `current` holds the one that stays; the other ends once it is idle.
+1. Between two peers one link stays. Another `instance`, or one side dialled both: the newer. Else the one of the better carrier,
+   unless it is old and the other side dials anew; else the smaller peer id's. `current` holds the one that stays; the other ends
+   once it is idle.
 2. An open mesh takes peers from loopback, link-local and private addresses only; a private one whoever proves its key.
 3. Nothing that a link or a dial does ends the nursery that they run in.
 """
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from mesh.access import Access
     from mesh.identity import PeerId
     from mesh.link import LinkSide
-    from mesh.transport.base import Channel, Transport
+    from mesh.transport.base import Carrier, Channel, Transport
     from mesh.transport.direct import DirectTransport
 
     Heard = Callable[[Link], None]
 
+RANK: dict[Carrier, int] = {"relay": 0, "libp2p": 1, "memory": 1, "direct": 2}
+"""The better carriers have the higher numbers."""
 MAX_LINKS = 2_048
 RETIRE_LIMIT = 30.0
 """Seconds that the second of two links may still carry what is in flight."""
@@ -175,13 +178,13 @@ class Links:
         else:
             link.load = link.load or dict(known.load)
             self._install(link)
-            self.start(self.upgrades.drain if link.carrier == "direct" != known.carrier else self._retire, known)
+            self.start(self.upgrades.drain if RANK[link.carrier] > RANK[known.carrier] else self._retire, known)
 
     def _stays(self, known: Link, new: Link) -> bool:
         if known.dialled == new.dialled:
             return False
         if known.carrier != new.carrier:
-            return known.carrier == "direct" and self.upgrades.settling(known)
+            return RANK[known.carrier] > RANK[new.carrier] and self.upgrades.settling(known)
         return known.dialled == (self._own < known.peer_id)
 
     def _install(self, link: Link) -> None:

@@ -30,6 +30,7 @@ class Loopback:
     """The part of a `Link` that routing asks for. `offer` says what there is."""
 
     carrier = None
+    via = None
     dialled = True
     leaving = False
     serving = 0

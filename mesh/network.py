@@ -10,6 +10,7 @@ from mesh.discovery.dht import DhtSettings
 from mesh.discovery.seeds import FILE
 from mesh.messages.record import Hardware
 from mesh.peer import Peer, PeerSettings
+from mesh.relay.bounds import RelayBounds
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
 from mesh.transport.libp2p.kad import Kademlia
@@ -48,6 +49,8 @@ def network_peer(
         hardware=hardware or Hardware(),
         ports=ports or {},
         links_per_model=links_per_model,
+        relay=config.relay,
+        relay_bounds=RelayBounds(circuits=config.relay_circuits, rate=config.relay_rate, total=config.relay_total),
     )
     direct = DirectTransport(program.identity, config.listen) if config.direct else None
     transport = Libp2pTransport(program.identity, config.listen)

@@ -21,11 +21,12 @@ MAX_SEQUENCE = 2**62
 
 
 class OwnRecord:
-    """`addresses` and `models` are what the next issue says; `sealed` is the last issue."""
+    """`addresses`, `models` and `relay` are what the next issue says; `sealed` is the last issue."""
 
     def __init__(self, settings: PeerSettings) -> None:
         self.addresses: list[str] = []
         self.models: list[ModelEntry] = []
+        self.relay = False
         self._settings = settings
         self._sequence = int(time.time() * 1000)
         self.sealed = self._seal()
@@ -67,6 +68,7 @@ class OwnRecord:
             hardware=settings.hardware,
             ports=settings.ports,
             limits=settings.limits,
+            relay=self.relay,
         )
         try:
             return seal(settings.identity, record)

@@ -26,6 +26,9 @@ from mesh.key_spread import KeySpread
 from mesh.link import LinkSide
 from mesh.links import Links, Watchers
 from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
+from mesh.messages.reachability import DialBack, DialedBack
+from mesh.messages.relay import Incoming, Release, Reserve, Reserved
+from mesh.nat import Nat
 from mesh.own_record import OwnRecord
 from mesh.peer_settings import PeerSettings
 from mesh.record import RECORD_TTL
@@ -47,8 +50,6 @@ if TYPE_CHECKING:
     from mesh.transport.base import Transport
     from mesh.transport.direct import DirectTransport
 
-MAX_ADDRESSES = 16
-"""In our record: a machine with many interfaces must not crowd out its models."""
 ISOLATED_AFTER = 10.0
 """Seconds alone until the log says why."""
 ADDRESS_LOOK = 2.0
@@ -90,8 +91,9 @@ class Peer:
         side = LinkSide(
             hello=self._hello, credentials=settings.credentials, service=service, load=lambda: self._load, heard=self._hear
         )
-        watchers = Watchers(installed=self._installed, accepted=self._accepted, gone=self.registry.unlinked)
+        watchers = Watchers(installed=self._installed, accepted=self._accepted, gone=self._gone)
         self._links = Links(side, settings.access, transport, watchers, own=self.peer_id, instance=self.instance, direct=direct)
+        self._nat = Nat(settings, transport, self._links, self.registry, self.trail, want=self._want, changed=self._issue_again)
         self._exchange = Exchange(self.registry, lambda: self.links.values())
         self._keys = KeySpread(settings.access.keyring, self.links.values, lambda: self._dialler.retry())
         self._asks = settings.role in ("gateway", "client") if settings.asks is None else settings.asks
@@ -144,6 +146,11 @@ class Peer:
         return self._links.upgrades.links
 
     @property
+    def nat(self) -> Nat:
+        """Whether others can dial us, over which relays they reach us, whom we relay."""
+        return self._nat
+
+    @property
     def sealed(self) -> SealedRecord:
         """Our own record as it was issued last."""
         return self._own.sealed
@@ -155,6 +162,7 @@ class Peer:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await nursery.start(self._nat.run)
             await self._links.listen(nursery)
             self._issue()
             nursery.start_soon(self._exchange.run)
@@ -209,7 +217,7 @@ class Peer:
         if not self.links:
             return self.trail.explain()
         if not self._asks or self.registry.nodes():
-            return []
+            return self._nat.explain()
         private = self.settings.access.keyring is not None
         nodes = [view for view in self.registry.peers.values() if view.serves]
         forbidden = sum(self.settings.access.refusal(view.peer_id) is not None for view in nodes)
@@ -230,12 +238,12 @@ class Peer:
     # Our own record
 
     def _hello(self) -> Hello:
-        features = [*self._links.upgrades.features, ASKS] if self._asks else self._links.upgrades.features
+        features = [*self._links.upgrades.features, *self._nat.features, *([ASKS] if self._asks else [])]
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
         """A new record, to everybody linked."""
-        self._own.addresses = self.addresses[:MAX_ADDRESSES]
+        self._own.addresses, self._own.relay = self._nat.announced(), self._nat.relays
         self._push(self._own.issue())
 
     def _issue_again(self) -> None:
@@ -293,8 +301,13 @@ class Peer:
     def _installed(self, link: Link) -> None:
         self.registry.linked(link)
         self._learned(self.registry.peers[link.peer_id], link.peer_id)
+        self._nat.up(link)
         self._keys.greet(link)
         self._exchange.greet(link)
+
+    def _gone(self, link: Link) -> None:
+        self.registry.unlinked(link)
+        self._nat.gone(link)
 
     # What links and others say
 
@@ -313,6 +326,8 @@ class Peer:
                 self._dialler.drop(link.peer_id)
             case Upgrade() | UpgradeOffer() | Drained():
                 self._links.upgrades.hear(link, message)
+            case DialBack() | DialedBack() | Reserve() | Reserved() | Release() | Incoming():
+                self._nat.hear(link, message)
             case _:
                 pass
 
@@ -332,6 +347,7 @@ class Peer:
 
     def _learned(self, view: PeerView, source: PeerId) -> None:
         self._exchange.spread(view, source)
+        self._nat.learned(view)
         if self._asks and view.serves:
             self._best.changed()
             if self._dialler.target(view.peer_id) is not None:

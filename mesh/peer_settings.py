@@ -9,6 +9,7 @@ from mesh.access import Access
 from mesh.best_links import LINKS_PER_MODEL
 from mesh.link.proof import Credentials
 from mesh.messages.record import Hardware
+from mesh.relay.bounds import RelayBounds
 
 if TYPE_CHECKING:
     from mesh.identity import Identity
@@ -33,6 +34,9 @@ class PeerSettings:
     """It dials the nodes that it learns of, to ask them. None: a gateway and a client do, the others do not."""
     links_per_model: int = LINKS_PER_MODEL
     """How many nodes of one model are linked at most, where it asks."""
+    relay: bool | None = None
+    """It joins others that cannot dial each other. None: a bootstrap peer does, and who is known to be reachable."""
+    relay_bounds: RelayBounds = field(default_factory=RelayBounds)
 
     @property
     def credentials(self) -> Credentials | None:

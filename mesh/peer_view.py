@@ -39,7 +39,7 @@ class Offer(NamedTuple):
 class PeerView:
     """One peer, as we know it now. The same object for as long as the peer is known."""
 
-    __slots__ = ("_link", "_record", "learned", "offers", "peer_id", "role", "sealed", "sequence", "states", "ttl")
+    __slots__ = ("_link", "_record", "learned", "offers", "peer_id", "relay", "role", "sealed", "sequence", "states", "ttl")
 
     def __init__(self, record: NodeRecord, sealed: SealedRecord, learned: float, link: Link | Loopback | None = None) -> None:
         self.peer_id = PeerId(record.peer_id)
@@ -55,6 +55,7 @@ class PeerView:
         self.sequence = record.sequence
         self.ttl = record.ttl
         self.role: Role = record.role
+        self.relay = record.relay
         models = record.models[:MAX_OFFERS]
         self.offers = tuple(
             Offer(sys.intern(one.id), one.state, tuple(map(sys.intern, one.aliases[:MAX_ALIASES]))) for one in models

@@ -1,6 +1,7 @@
 """Moves a link from libp2p to a direct connection: a second link takes its place, and it drains.
 
-1. Only the side that dialled a link over libp2p asks, and only where both hellos have the feature `direct`.
+1. Only the side that dialled a link over libp2p asks, and only where both hellos have the feature `direct`. A relayed link is
+   replaced by one over libp2p first (`direct_paths`), and drains in the same way.
 2. The second link takes every new request. What runs on the first one ends there, on either side.
 3. The first link ends once both sides have said `Drained`, each when nothing that it opened runs there any more; at the latest
    after `DRAIN_LIMIT`.
@@ -168,7 +169,7 @@ class Upgrades:
         await link.refuse("duplicate", "replaced by a direct link")
 
     async def _upgrade(self, link: Link) -> None:
-        if self._direct is None or FEATURE not in link.hello.features:
+        if self._direct is None or FEATURE not in link.hello.features or link.via is not None:
             return
         for _ in DELAYS:
             failures = self._failures.get(link.hello.instance, 0)

@@ -66,6 +66,7 @@ class Node:
                 name=program.name, host=config.host, port=port, service_type=config.service_type.lower() or "torch"
             )
             peer = await self._peer(port)
+            self._ports.routes.network = peer.nat.report
             self._service.on_change(partial(self._changed, peer))
             self._announce(peer)
             await self._start(nursery, peer)

@@ -22,7 +22,7 @@ from mesh.openai.routes import OpenAIRoutes
 from mesh.openai.translate import model_object
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mesh.messages.record import ModelState
     from node.backends.base import BackendStatus
@@ -43,11 +43,13 @@ class Identification:
 
 
 class SupervisorRoutes:
-    """`/health`, `/models` and `/info`."""
+    """`/health`, `/models`, `/info` and `/network`."""
 
     def __init__(self, service: NodeService) -> None:
         self.me: Identification | None = None
         """Set once the ports are bound; nothing is asked before."""
+        self.network: Callable[[], dict[str, Any]] = dict
+        """How others get to this node."""
         self._service = service
 
     def mount(self, router: Router) -> None:
@@ -56,6 +58,7 @@ class SupervisorRoutes:
         router.add("GET", "/models", self._models)
         router.add("GET", "/v1/models", self._models)
         router.add("GET", "/info", self._info)
+        router.add("GET", "/network", self._network)
 
     async def _health(self, _: Request) -> Response:
         me, statuses = self._identification(), self._statuses()
@@ -96,6 +99,9 @@ class SupervisorRoutes:
             "models": [_describe(model, backend.status()) for model, backend in self._service.backends.items()],
         }
         return Response.json(body)
+
+    async def _network(self, _: Request) -> Response:
+        return Response.json(self.network())
 
     def _statuses(self) -> list[BackendStatus]:
         return [backend.status() for backend in self._service.backends.values()]

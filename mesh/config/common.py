@@ -11,6 +11,7 @@ from mesh.config.addresses import check_bootstrap, check_listen_address, check_p
 from mesh.config.schema import Option
 from mesh.invite import is_invite
 from mesh.logs import parse_levels
+from mesh.relay.bounds import RelayBounds
 
 
 def _check_levels(spec: str) -> None:
@@ -54,6 +55,22 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True):
     direct: Annotated[
         bool, Option(help="Carry links over plain TLS once libp2p has proven both sides, where that is possible: it costs less.")
     ] = True
+    relay: Annotated[
+        bool | None,
+        Option(
+            help="Pass bytes on between peers of the mesh that cannot dial each other; they are encrypted end to end.",
+            default_help="on for a bootstrap peer, and for others that are known to be reachable",
+        ),
+    ] = None
+    relay_circuits: Annotated[
+        int, msgspec.Meta(ge=1), Option(help="Pairs of peers that this one relays at the same time.", metavar="N")
+    ] = RelayBounds.circuits
+    relay_rate: Annotated[
+        int, msgspec.Meta(ge=1_000), Option(help="Bytes per second in each direction of a relayed pair.", metavar="BYTES")
+    ] = RelayBounds.rate
+    relay_total: Annotated[
+        int, msgspec.Meta(ge=1_000), Option(help="Bytes that a relayed pair may use in an hour.", metavar="BYTES")
+    ] = RelayBounds.total
     mesh: Annotated[str, Option(help="The mesh to join: peers of another name are ignored.", check=_check_name)] = "default"
     private: Annotated[
         bool, Option(help="Only peers with the network key get in; the first start makes it, `mesh invite` lets others in.")

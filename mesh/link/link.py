@@ -43,6 +43,8 @@ from mesh.messages.link import (
     Upgrade,
     UpgradeOffer,
 )
+from mesh.messages.reachability import DialBack, DialedBack
+from mesh.messages.relay import Incoming, Release, Reserve, Reserved
 
 if TYPE_CHECKING:
     import msgspec
@@ -108,6 +110,11 @@ class Link:
     def carrier(self) -> Carrier:
         """What its bytes travel by: one for the whole life of a link."""
         return self._channel.carrier
+
+    @property
+    def via(self) -> PeerId | None:
+        """The relay that its bytes go over; None where there is none."""
+        return self._channel.via
 
     @property
     def in_flight(self) -> int:
@@ -297,6 +304,8 @@ class Link:
             case Piece():
                 await self._take_piece(message, served)
             case Heartbeat() | Records() | Leave() | Keys() | Upgrade() | UpgradeOffer() | Drained():
+                await self._hear(message)
+            case DialBack() | DialedBack() | Reserve() | Reserved() | Release() | Incoming():
                 await self._hear(message)
             case Malformed(opened=True):
                 served.refuse(message.stream, BadRequest(f"the request has the wrong shape: {message.why}"))

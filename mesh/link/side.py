@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mesh.link.features import FEATURES
-from mesh.messages.link import Drained, Heartbeat, Keys, Leave, Records, Upgrade, UpgradeOffer
+from mesh.messages.link import Drained, Heartbeat, Keys, Leave, PathControl, Records, Upgrade, UpgradeOffer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mesh.messages.link import Hello, ModelLoad
     from mesh.service import InferenceService
 
-Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained
+Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained | PathControl
 """What a link tells its owner."""
 
 

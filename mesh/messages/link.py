@@ -7,7 +7,9 @@ from typing import Annotated
 import msgspec
 
 from mesh.messages.inference import Event, InferenceRequest
+from mesh.messages.reachability import DialBack, DialedBack
 from mesh.messages.record import ModelState, SealedRecord
+from mesh.messages.relay import RelayControl
 
 
 class ModelLoad(msgspec.Struct, frozen=True):
@@ -172,6 +174,9 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
     """A direct link took the place of this one: nothing that the sender opened runs here, and it opens nothing more."""
 
 
+PathControl = DialBack | DialedBack | RelayControl
+"""How the two peers reach each other, and others."""
+
 LinkMessage = (
     Prove
     | Proof
@@ -189,5 +194,6 @@ LinkMessage = (
     | Upgrade
     | UpgradeOffer
     | Drained
+    | PathControl
     | Unknown
 )

@@ -65,6 +65,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ports: dict[str, int] = {}
     """HTTP ports by name: `service` (P) and `supervisor` (P+1)."""
     limits: dict[str, int] = {}
+    relay: bool = False
+    """It joins linked peers with others that cannot be dialled."""
 
 
 class SealedRecord(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mesh.identity import PeerId
 
 
-Carrier = Literal["libp2p", "direct", "memory"]
+Carrier = Literal["libp2p", "direct", "relay", "memory"]
 
 
 class Channel(trio.abc.Stream):
@@ -30,6 +30,8 @@ class Channel(trio.abc.Stream):
     peer_id: PeerId
     remote_address: str
     """Where the other side is, as far as this side sees: a multiaddr or `host:port`, for logs and for the open-mesh rule."""
+    via: PeerId | None = None
+    """The relay that passes its bytes on, encrypted end to end; None where there is none."""
 
     @abstractmethod
     def abort(self) -> None:

@@ -67,6 +67,14 @@ def test_peers_say_what_carries_their_links(run, small_mesh):
     assert "way-in\tbootstrap\tlibp2p\t" in out
 
 
+def test_peers_say_who_relays_a_link(run, small_mesh):
+    node, _, relay = small_mesh.answers["/v1/mesh/peers"][1]["peers"]
+    node["carrier"], node["via"] = "relay", relay["peer_id"]
+    assert "near\tnode\trelayed by way-in\t" in run("peers", "--gateway", small_mesh.url)[1]
+    node["via"] = "12D3unknown"
+    assert "near\tnode\trelayed by 12D3unknown\t" in run("peers", "--gateway", small_mesh.url)[1]
+
+
 def test_models(run, small_mesh):
     assert run("models", "--gateway", small_mesh.url)[1].splitlines()[1:] == ["m\t1\t1\t2\t1", "n\t0\t0\t0\t0"]
     value = json.loads(run("models", "--json", "--gateway", small_mesh.url)[1])

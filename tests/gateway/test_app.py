@@ -179,6 +179,7 @@ async def test_peers_are_listed_with_their_models(served, http, mesh):
     peers = (await http.get(f"{served.url}/v1/mesh/peers")).json()["peers"]
     found = next(peer for peer in peers if peer["peer_id"] == node.peer_id)
     assert (found["role"], found["linked"], found["name"], found["carrier"]) == ("node", True, "node-1", "memory")
+    assert found["via"] is None
     assert [(model["id"], model["state"], model["slots"]) for model in found["models"]] == [("m", "ready", 4)]
 
 

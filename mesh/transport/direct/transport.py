@@ -199,7 +199,7 @@ def _parse(text: str) -> Address | None:
         address = Address.parse(text)
     except ValueError:
         return None
-    return address if address.kind in ("ip4", "ip6") else None
+    return address if address.kind in ("ip4", "ip6") and address.relay is None else None
 
 
 def _why(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """The network: channels over py-libp2p. Nothing outside this package imports libp2p or multiaddr.
 
-`transport` is the door itself, `dialling` and `listeners` its two directions, `channel` one stream on one connection, `carrier`
-and `websocket` the bytes below a connection, `addresses` what multiaddrs mean to us, `tamed` the parts of py-libp2p that are
-replaced because they are unsafe as they come.
+`transport` is the door itself, `dialling` and `listeners` its two directions, `channel` one stream on one connection, `medium`,
+`carrier`, `websocket` and `circuit` the bytes below a connection, `addresses` what multiaddrs mean to us, `tamed` the parts of
+py-libp2p that are replaced because they are unsafe as they come.
 
 Only version `SUPPORTED` loads: what is replaced reaches into its internals.
 """

@@ -1,6 +1,7 @@
 """What a multiaddr means to us.
 
-1. An address is an IP or a DNS name, a TCP port, perhaps `/ws`, and to be dialled the peer id. Everything else is refused.
+1. An address is an IP or a DNS name, a TCP port, perhaps `/ws`, and to be dialled the peer id. With `/p2p-circuit` and another
+   peer id behind that it leads over a relay. Everything else is refused.
 2. Only IP addresses are listened on. `0.0.0.0` and `::` stand for every interface that other machines can reach.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -38,6 +39,8 @@ class Address:
     port: int
     websocket: bool
     peer_id: PeerId | None
+    relay: PeerId | None = None
+    """The peer that is really at this host and port, and reaches `peer_id` for us."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -49,14 +52,18 @@ class Address:
         except (MultiaddrError, ValueError, KeyError, TypeError) as error:
             raise ValueError("it is not a multiaddr") from error
         names = [name for name, _ in parts]
-        peer_id = None
+        peer_id = relay = None
         if names[-1:] == ["p2p"]:
-            peer_id = PeerId(str(parts.pop()[1]))
-            public_key_of(peer_id)
+            peer_id = _peer_id(str(parts[len(names) - 1][1]))
             names.pop()
+        if names[-2:] == ["p2p", "p2p-circuit"] and peer_id is not None:
+            relay = _peer_id(str(parts[len(names) - 2][1]))
+            del names[-2:]
+            if relay == peer_id:
+                raise ValueError("it leads over a relay to that relay")
         if len(names) not in (2, 3) or names[0] not in _IP + _DNS or names[1] != "tcp" or names[2:] not in ([], ["ws"]):
             raise ValueError("only /ip4, /ip6 or /dns with /tcp and perhaps /ws is supported")
-        return cls(names[0], str(parts[0][1]), int(str(parts[1][1])), names[2:] == ["ws"], peer_id)
+        return cls(names[0], str(parts[0][1]), int(str(parts[1][1])), names[2:] == ["ws"], peer_id, relay)
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -69,10 +76,20 @@ class Address:
         """True when only this machine can reach it."""
         return self.kind in _IP and ipaddress.ip_address(self.host).is_loopback
 
+    @property
+    def hop(self) -> Address:
+        """Where to connect to: the relay's own address, if there is one."""
+        return replace(self, peer_id=self.relay, relay=None) if self.relay is not None else self
+
     def __str__(self) -> str:
-        return f"/{self.kind}/{self.host}/tcp/{self.port}{'/ws' if self.websocket else ''}" + (
-            f"/p2p/{self.peer_id}" if self.peer_id else ""
-        )
+        where = f"/{self.kind}/{self.host}/tcp/{self.port}{'/ws' if self.websocket else ''}"
+        circuit = f"/p2p/{self.relay}/p2p-circuit" if self.relay else ""
+        return where + circuit + (f"/p2p/{self.peer_id}" if self.peer_id else "")
+
+
+def _peer_id(text: str) -> PeerId:
+    public_key_of(text)
+    return PeerId(text)
 
 
 def remote_multiaddr(host: str, port: int, *, websocket: bool = False) -> str:
@@ -101,14 +118,14 @@ async def host_of(address: Address) -> str:
 
 
 def best_first(addresses: Iterable[Address]) -> list[Address]:
-    """In the order to dial: near before far, but loopback last when the peer is clearly on another machine."""
+    """In the order to dial: near before far, relays last; loopback late when the peer is clearly on another machine."""
     wanted = list(dict.fromkeys(addresses))
     ours = {interface.host for interface in interfaces()}
-    outside = [address.host for address in wanted if address.kind in _IP and distance(address.host)]
+    outside = [address.host for address in wanted if address.kind in _IP and not address.relay and distance(address.host)]
     elsewhere = bool(outside) and not ours.intersection(outside)
     return sorted(wanted, key=lambda address: _order(address, elsewhere=elsewhere))
 
 
-def _order(address: Address, *, elsewhere: bool) -> tuple[int, bool]:
+def _order(address: Address, *, elsewhere: bool) -> tuple[bool, int, bool]:
     far = 2 if address.kind in _DNS else distance(address.host)
-    return (3 if elsewhere and far == 0 else far, address.websocket)
+    return (address.relay is not None, 3 if elsewhere and far == 0 else far, address.websocket)

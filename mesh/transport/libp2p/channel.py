@@ -49,6 +49,8 @@ class Libp2pChannel(Channel):
         self.peer_id = PeerId(str(stream.muxed_conn.peer_id))
         public_key_of(self.peer_id)
         self.remote_address = self._carrier.remote_address
+        self.carrier = self._carrier.kind
+        self.via = self._carrier.via
 
     async def run(self) -> None:
         """Read until the stream ends or the channel is closed."""

@@ -9,14 +9,14 @@ from mesh.identity import PeerId
 if TYPE_CHECKING:
     from libp2p.abc import INetConn, INetStream
 
-    from mesh.transport.libp2p.carrier import Carrier
+    from mesh.transport.libp2p.medium import Medium
     from mesh.transport.libp2p.tamed import Host
 
 
 class Connection:
     """Opens streams. It belongs to the transport, which ends it at the latest when it ends itself."""
 
-    def __init__(self, host: Host, connection: INetConn, carrier: Carrier) -> None:
+    def __init__(self, host: Host, connection: INetConn, carrier: Medium) -> None:
         self._host = host
         self._connection = connection
         self._carrier = carrier

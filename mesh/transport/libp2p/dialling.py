@@ -15,7 +15,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
-from mesh.errors import Unavailable
+from mesh.errors import MeshError, Unavailable
 from mesh.transport.libp2p.addresses import MAX_LENGTH, Address, best_first
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Dial(Generic[Opened]):
         try:
             opened = await attempt(address, connected)
         except Exception as error:  # noqa: BLE001 - handshakes with strangers raise whatever their libraries raise
-            self._reasons[str(address)] = _reason(error)
+            self._reasons[str(address)] = reason_of(error)
             failed.set()
             return
         if self._winner is None:
@@ -126,7 +126,8 @@ class Dial(Generic[Opened]):
         return f"cannot reach the peer at any address: {reasons}"
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Why an attempt came to nothing, in a few words."""
     chain = _causes(error)
     for link in reversed(chain):
         match link:
@@ -134,6 +135,8 @@ def _reason(error: BaseException) -> str:
                 return "another peer answers there; its identity changed, or the address belongs to somebody else now"
             case ProtocolNotSupportedError():
                 return "it is a libp2p peer, but not of this mesh program"
+            case MeshError():
+                return link.message[:_MAX_REASON]
             case socket.gaierror():
                 return "no address is known for this name"
             case OSError(errno=int(number)):

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from libp2p.abc import IMuxedConn, IMuxedStream, INetConn, INetStream, ISecureConn
 
     from mesh.identity import Identity
-    from mesh.transport.libp2p.carrier import Carrier
+    from mesh.transport.libp2p.medium import Medium
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Host(BasicHost):  # type: ignore[misc]  # untyped base
         self.remove_stream_handler(ID_PUSH)
         self.set_stream_handler(PING, answer_pings)
 
-    async def connect(self, carrier: Carrier, peer_id: str) -> INetConn:
+    async def connect(self, carrier: Medium, peer_id: str) -> INetConn:
         """A new connection to `peer_id` over `carrier`."""
         raw = RawConnection(carrier, initiator=True)
         return await self.swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer_id))
@@ -118,7 +118,11 @@ class Host(BasicHost):  # type: ignore[misc]  # untyped base
         stream.set_protocol(await self.multiselect_client.try_select(communicator, TProtocol(protocol)))
         return stream
 
-    async def accept(self, carrier: Carrier) -> IMuxedConn:
+    async def prove(self, carrier: Medium, peer_id: str) -> None:
+        """Return when `peer_id` proved itself over `carrier`, as the side that was dialled."""
+        await self.swarm.upgrade_outbound_raw_conn(RawConnection(carrier, initiator=True), ID.from_base58(peer_id))
+
+    async def accept(self, carrier: Medium) -> IMuxedConn:
         """The connection of whoever proved an identity over `carrier`. Its streams go to the handlers."""
         return await self.swarm.upgrade_inbound_raw_conn(RawConnection(carrier, initiator=False), carrier.remote_address)
 
@@ -218,7 +222,7 @@ class Yamux(yamux.Yamux):  # type: ignore[misc]  # untyped base
         return data
 
 
-def carrier_of(connection: IMuxedConn) -> Carrier:
-    """The socket below a connection: multiplexer, encryption, its framing, raw connection."""
-    carrier: Carrier = connection.secured_conn.conn.read_writer.read_write_closer.stream
+def carrier_of(connection: IMuxedConn) -> Medium:
+    """The bytes below a connection: multiplexer, encryption, its framing, raw connection."""
+    carrier: Medium = connection.secured_conn.conn.read_writer.read_write_closer.stream
     return carrier

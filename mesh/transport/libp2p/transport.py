@@ -5,27 +5,31 @@
 2. Every socket belongs to `run`: when it ends, for whatever reason, all of them are closed at once.
 3. What strangers can take is bounded: `MAX_INBOUND` connections, `MAX_HANDSHAKES` of them unproven, each of these for at most
    `HANDSHAKE_TIMEOUT` seconds; `admission` says who makes room. A connection without a stream for `IDLE` seconds is closed.
-4. Whatever goes wrong on a connection, or in a handler, ends that connection and nothing else.
+4. A stream that a relay joined for us is a connection like any other once it is joined, and counts like one.
+5. Whatever goes wrong on a connection, or in a handler, ends that connection and nothing else.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from mesh.transport.base import Handler, Transport
-from mesh.transport.libp2p.addresses import Address, host_of, reachable_hosts
+from mesh.errors import Unavailable
+from mesh.transport.base import Channel, Handler, Transport
+from mesh.transport.libp2p.addresses import MAX_LENGTH, Address, host_of, reachable_hosts
 from mesh.transport.libp2p.admission import Admission, Place
 from mesh.transport.libp2p.carrier import Carrier
 from mesh.transport.libp2p.channel import Libp2pChannel
+from mesh.transport.libp2p.circuit import CircuitMedium
 from mesh.transport.libp2p.connection import Connection
-from mesh.transport.libp2p.dialling import Dial
+from mesh.transport.libp2p.dialling import DIAL_TIMEOUT, Dial, reason_of
 from mesh.transport.libp2p.listeners import bind, listen_address
 from mesh.transport.libp2p.tamed import HANDSHAKE_TIMEOUT, Host, carrier_of
 from mesh.transport.libp2p.websocket import WebSocketCarrier
+from mesh.transport.streams import Join, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from libp2p.abc import IMuxedConn, INetStream
 
     from mesh.identity import Identity
+    from mesh.transport.libp2p.medium import Medium
 
 PROTOCOL = "/infermesh/link/1.0.0"
 """The major version of what is spoken on a channel stands in its name."""
@@ -44,7 +49,11 @@ IDLE = 60.0
 _log = logging.getLogger(__name__)
 
 
-class Libp2pTransport(Transport):
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
+class Libp2pTransport(Transport, Streams):
     """A peer's way to others over TCP and WebSocket, encrypted by Noise, with libp2p's peer ids."""
 
     def __init__(self, identity: Identity, listen: Sequence[str], *, max_inbound: int = MAX_INBOUND) -> None:
@@ -53,7 +62,9 @@ class Libp2pTransport(Transport):
         self._listen = [listen_address(text) for text in listen]
         self._inbound = Admission(max_inbound, MAX_HANDSHAKES)
         self._bound: list[Address] = []
-        self._carriers: set[Carrier] = set()
+        self._carriers: set[Medium] = set()
+        self._answers: dict[str, Handler] = {}
+        self._join: Join | None = None
         self._nursery: trio.Nursery | None = None
         self._host: Host | None = None
         self._served: dict[str, Callable[[INetStream], Awaitable[None]]] = {}
@@ -82,7 +93,7 @@ class Libp2pTransport(Transport):
         """As `Transport` says."""
         self._running()
         dial: Dial[Libp2pChannel] = Dial(addresses)
-        return await dial.run(self._open_channel)
+        return await dial.run(partial(self._open_channel, PROTOCOL))
 
     @property
     def identity(self) -> Identity:
@@ -93,7 +104,7 @@ class Libp2pTransport(Transport):
         """A connection without a channel, for streams of other protocols. Blocks and raises as `dial` does."""
         self._running()
         dial: Dial[Connection] = Dial(addresses)
-        return await dial.run(self._open_connection)
+        return await dial.run(partial(self._open_connection, ""))
 
     def serve(self, protocol: str, handler: Callable[[INetStream], Awaitable[None]]) -> None:
         """Answer streams of another protocol, on whatever connection they come. May be called before `run`."""
@@ -101,15 +112,47 @@ class Libp2pTransport(Transport):
         if self._host is not None:
             self._host.set_stream_handler(protocol, handler)
 
+    def answer(self, protocol: str, handler: Handler) -> None:
+        """As `Streams` says."""
+        self._answers[protocol] = handler
+
+    def join_by(self, join: Join) -> None:
+        """As `Streams` says."""
+        self._join = join
+
+    async def open(self, addresses: Sequence[str], protocol: str) -> Libp2pChannel:
+        """As `Streams` says."""
+        self._running()
+        dial: Dial[Libp2pChannel] = Dial(addresses)
+        return await dial.run(partial(self._open_channel, protocol))
+
+    async def welcome(self, joined: Channel) -> None:
+        """As `Streams` says."""
+        await self._accept(CircuitMedium, joined)
+
+    async def probe(self, address: str) -> None:
+        """As `Streams` says. Blocks for at most DIAL_TIMEOUT."""
+        try:
+            wanted = Address.parse(address)
+            with trio.fail_after(DIAL_TIMEOUT):
+                carrier = await self._reach("", wanted)
+                try:
+                    await self._running().prove(carrier, str(wanted.peer_id))
+                finally:
+                    carrier.abort()
+        except Exception as error:
+            raise Unavailable(f"{address[:MAX_LENGTH]}: {reason_of(error)}", code="unreachable") from error
+
     async def _serve(
         self, handler: Handler, listeners: list[tuple[Address, trio.SocketListener]], task_status: trio.TaskStatus[None]
     ) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._host = Host(self._identity, nursery, lambda: [str(address) for address in self._reachable()])
-            self._host.set_stream_handler(PROTOCOL, partial(self._welcome, handler))
-            for protocol, answer in self._served.items():
-                self._host.set_stream_handler(protocol, answer)
+            for protocol, answer in {PROTOCOL: handler, **self._answers}.items():
+                self._host.set_stream_handler(protocol, partial(self._welcome, answer))
+            for protocol, serve in self._served.items():
+                self._host.set_stream_handler(protocol, serve)
             for address, listener in listeners:
                 accept = partial(self._accept, WebSocketCarrier if address.websocket else Carrier)
                 nursery.start_soon(partial(trio.serve_listeners, accept, [listener], handler_nursery=nursery))
@@ -125,32 +168,49 @@ class Libp2pTransport(Transport):
         # Loopback first over all listeners: a peer on this machine should not go through the network.
         return sorted(found, key=lambda address: not address.is_loopback)
 
-    async def _open_channel(self, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
+    async def _open_channel(self, protocol: str, address: Address, connected: Callable[[], None]) -> Libp2pChannel:
         """A channel to the peer at one address. Raises what the network and py-libp2p raise."""
-        connection = await self._open_connection(address, connected)
+        connection = await self._open_connection(protocol, address, connected)
         try:
-            return self._channel(await connection.open(PROTOCOL))
+            return self._channel(await connection.open(protocol))
         except BaseException:
             connection.abort()
             raise
 
-    async def _open_connection(self, address: Address, connected: Callable[[], None]) -> Connection:
-        """A connection to the peer at one address. Raises what the network and py-libp2p raise."""
+    async def _open_connection(self, protocol: str, address: Address, connected: Callable[[], None]) -> Connection:
+        """A connection to the peer at one address, for streams of `protocol`. Raises what the network and py-libp2p raise."""
         if address.peer_id == self._identity.peer_id:
             raise ValueError("that is this peer itself")
-        stream = await trio.open_tcp_stream(await host_of(address), address.port)
-        connected()
-        carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
+        carrier = await self._reach(protocol, address, connected)
         try:
-            if isinstance(carrier, WebSocketCarrier):
-                await carrier.connect(address.host, address.port)
             host = self._running()
             return Connection(host, await host.connect(carrier, str(address.peer_id)), carrier)
         except BaseException:
             carrier.abort()
             raise
 
-    async def _accept(self, kind: type[Carrier], stream: trio.SocketStream) -> None:
+    async def _reach(self, protocol: str, address: Address, connected: Callable[[], None] = _ignore) -> Medium:
+        """Bytes to the peer at one address, on which nothing is proven yet."""
+        if address.relay is not None:
+            return self._carry(CircuitMedium, await self._joined(protocol, address))
+        stream = await trio.open_tcp_stream(await host_of(address), address.port)
+        connected()
+        carrier = self._carry(WebSocketCarrier if address.websocket else Carrier, stream)
+        try:
+            if isinstance(carrier, WebSocketCarrier):
+                await carrier.connect(address.host, address.port)
+        except BaseException:
+            carrier.abort()
+            raise
+        return carrier
+
+    async def _joined(self, protocol: str, address: Address) -> Channel:
+        if self._join is None or protocol != PROTOCOL:
+            raise ValueError("it leads over a relay, and only links do")
+        assert address.peer_id is not None
+        return await self._join(str(address.hop), address.peer_id)
+
+    async def _accept(self, kind: Callable[[Any], Medium], stream: trio.SocketStream | Channel) -> None:
         """Serve one inbound connection until it ends, or has to make room."""
         try:
             carrier = self._carry(kind, stream)
@@ -162,7 +222,7 @@ class Libp2pTransport(Transport):
         except Exception as error:  # noqa: BLE001 - rule 4; handshakes with strangers raise whatever their libraries raise
             _log.debug("an inbound connection failed: %r", error)
 
-    async def _serve_one(self, carrier: Carrier, scope: trio.CancelScope) -> None:
+    async def _serve_one(self, carrier: Medium, scope: trio.CancelScope) -> None:
         host, _ = carrier.get_remote_address()
         place = self._inbound.enter(host, scope.cancel, lambda: carrier.taken)
         if place is None:
@@ -172,7 +232,7 @@ class Libp2pTransport(Transport):
         finally:
             self._inbound.leave(place)
 
-    async def _prove(self, carrier: Carrier, place: Place) -> IMuxedConn:
+    async def _prove(self, carrier: Medium, place: Place) -> IMuxedConn:
         with trio.fail_after(HANDSHAKE_TIMEOUT):
             if isinstance(carrier, WebSocketCarrier):
                 await carrier.accept()
@@ -216,12 +276,13 @@ class Libp2pTransport(Transport):
         self._running().run_task(channel.run)
         return channel
 
-    def _carry(self, kind: type[Carrier], stream: trio.SocketStream) -> Carrier:
-        """Take over a socket, so that it is closed with us."""
+    def _carry(self, kind: Callable[[Any], Medium], stream: trio.SocketStream | Channel) -> Medium:
+        """Take over a socket, or what stands for one, so that it is closed with us."""
         try:
             carrier = kind(stream)
         except OSError:
-            stream.socket.close()
+            if isinstance(stream, trio.SocketStream):
+                stream.socket.close()
             raise
         self._carriers.add(carrier)
         try:
@@ -232,7 +293,7 @@ class Libp2pTransport(Transport):
             raise
         return carrier
 
-    async def _carry_until_closed(self, carrier: Carrier) -> None:
+    async def _carry_until_closed(self, carrier: Medium) -> None:
         try:
             await carrier.run()
         finally:

@@ -35,6 +35,10 @@ VALUES = {
     "mdns": [False, False, False],
     "direct": [False, False, False],
     "dht": [False, False, False],
+    "relay": [True, False, True],
+    "relay_circuits": [1, 2, 3],
+    "relay_rate": [1000, 2000, 3000],
+    "relay_total": [1000, 2000, 3000],
     "mesh": ["a", "b", "c"],
     "name": ["a", "b", "c"],
     "state_dir": ["/a", "/b", "/c"],
@@ -112,7 +116,8 @@ def test_every_pair_of_sources_is_won_by_the_stronger(name, tmp_path):
     for (strong, strong_value), (weak, weak_value) in itertools.combinations(zip(SOURCES, VALUES[name], strict=True), 2):
         if isinstance(strong_value, bool) or strong_value == weak_value:
             # With two values there is one that differs from the default: test both ways round.
-            strong_value, weak_value = KEYS[name].default, VALUES[name][0]
+            weak_value = VALUES[name][0]
+            strong_value = not weak_value if KEYS[name].default is None else KEYS[name].default
         sources = Sources(tmp_path)
         sources.give(strong, name, strong_value)
         sources.give(weak, name, weak_value)

@@ -59,10 +59,12 @@ class Mesh:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
 
-    async def start(self, *listen: str, identity: Identity | None = None, handler=None, **options) -> Peer:
+    async def start(self, *listen: str, identity: Identity | None = None, handler=None, prepare=None, **options) -> Peer:
         identity = identity or Identity.generate()
         scope = trio.CancelScope()
         transport = Libp2pTransport(identity, listen or ["/ip4/127.0.0.1/tcp/0"], **options)
+        if prepare is not None:
+            prepare(transport)
         peer = Peer(transport, identity, scope)
 
         async def run(*, task_status):

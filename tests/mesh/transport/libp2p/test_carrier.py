@@ -5,7 +5,8 @@ import trio
 from libp2p.io.exceptions import ConnectionClosedError
 
 from mesh.transport.libp2p import carrier as carrier_module
-from mesh.transport.libp2p.carrier import MAX_BACKLOG, Carrier
+from mesh.transport.libp2p.carrier import Carrier
+from mesh.transport.libp2p.medium import MAX_BACKLOG
 
 
 @pytest.fixture
