@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from node.worker.output.formats import ModelFormat
 
 WHITE = r"[ \n\r\t]{0,40}"
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+"""The parameters of a function that says nothing of any."""
 MOST_CALLS = 16
 """Calls in one answer that must consist of calls."""
 
@@ -119,7 +121,7 @@ def _tools(tools: Sequence[dict[str, Any]], key: str | None, between: str = "") 
     """The rule `body`: one alternative for each tool, so that a schema's references stay inside it."""
     rules = ["body: " + " | ".join(f"tool{index}" for index in range(len(tools)))]
     for index, tool in enumerate(tools):
-        name, schema = json.dumps(tool["name"]), _bounded(tool.get("parameters") or {"type": "object", "properties": {}})
+        name, schema = json.dumps(tool["name"]), _bounded(tool.get("parameters") or NOTHING)
         if key is None:
             rules.append(f"tool{index}: {name} {between} %json {schema}")
         else:
