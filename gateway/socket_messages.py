@@ -46,6 +46,10 @@ class Parameters(msgspec.Struct):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, msgspec.Meta(ge=0, le=INT32_MAX)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=4)] | None = None
 
@@ -140,6 +144,10 @@ def request_of(message: Inference, *, tenant: str) -> InferenceRequest:
         temperature=_or(parameters.temperature, 0.7 if chat else 1.0),
         top_p=_or(parameters.top_p, 0.9 if chat else 1.0),
         top_k=_or(parameters.top_k, 50 if chat else 0),
+        min_p=_or(parameters.min_p, 0.0),
+        repetition_penalty=_or(parameters.repetition_penalty, 1.0),
+        presence_penalty=_or(parameters.presence_penalty, 0.0),
+        frequency_penalty=_or(parameters.frequency_penalty, 0.0),
         seed=_or(parameters.seed, secrets.randbits(31)),
         stop=[parameters.stop] if isinstance(parameters.stop, str) else parameters.stop or [],
         stream=message.stream,

@@ -2,7 +2,7 @@
 
 1. One `Delta` per piece of text that the server sends. It has no token ids, for a text-only service has none to give, and its
    `offset` counts pieces. Such an answer cannot be resumed elsewhere.
-2. Pieces without text say nothing and make no event, save one of reasoning: an empty `Delta`, for it is progress.
+2. Pieces without text, reasoning and tool calls say nothing and make no event.
 3. The answer is whole when a finish reason or `[DONE]` came; what ends before is BackendFailed.
 4. Where the server counts no tokens, pieces are counted, and four bytes of the prompt make a token: an estimate.
 """
@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from mesh.errors import BackendFailed
-from mesh.messages.inference import Delta, Done, FinishReason, Performance, Usage
+from mesh.messages.inference import Delta, Done, FinishReason, Performance, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +28,22 @@ BYTES_PER_TOKEN = 4
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
 class _Message(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -124,10 +136,12 @@ class Answer:
 
     def _choose(self, choice: _Choice) -> None:
         said = choice.delta or choice.message or _Message(content=choice.text)
-        if said.content or said.reasoning_content or said.reasoning:
+        calls = [_call_delta(place, call) for place, call in enumerate(said.tool_calls or [])]
+        reasoning = said.reasoning_content or said.reasoning or ""
+        if said.content or reasoning or calls:
             self._last = trio.current_time()
             self._first = self._first or self._last
-            self._emit(Delta(self._pieces, [], said.content or ""))
+            self._emit(Delta(self._pieces, [], said.content or "", reasoning=reasoning, tool_calls=calls))
             self._pieces += 1
         self._finish = choice.finish_reason or self._finish
 
@@ -147,6 +161,13 @@ class Answer:
                 batch_size=1,
             ),
         )
+
+
+def _call_delta(place: int, call: _Call) -> ToolCallDelta:
+    """An answer in one piece does not number its calls."""
+    function = call.function or _Function()
+    index = place if call.index is None else call.index
+    return ToolCallDelta(index, call.id or "", function.name or "", function.arguments or "")
 
 
 def estimated_tokens(request: InferenceRequest) -> int:

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from gateway.registry_view.answer import Answer, error_text, estimated_tokens
+from gateway.registry_view.wishes import check_wishes, wishes_of
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, NotFound, TimedOut, Unavailable
 from mesh.messages.inference import Accepted
 
@@ -73,6 +74,7 @@ class ForeignClient:
 
     async def infer(self, base: str, request: InferenceRequest, emit: Emit, *, plain: bool = False) -> None:
         """Run one request on the server at `base`. `plain`: leave out what OpenAI itself does not know. Raises MeshError."""
+        check_wishes(request)
         answer = Answer(request, emit)
         async with self._post(base + _path(request), body_of(request, plain=plain)) as response:
             if response.status_code != 200:
@@ -182,9 +184,7 @@ def body_of(request: InferenceRequest, *, plain: bool = False) -> dict[str, Any]
         body["stop"] = request.stop
     if (limit := _limit(request)) is not None:
         body["max_tokens"] = limit
-    if request.top_k and not plain:
-        body["top_k"] = request.top_k
-    return body
+    return body | wishes_of(request, plain=plain)
 
 
 def _json(body: dict[str, Any]) -> bytes:

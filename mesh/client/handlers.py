@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from mesh.beyond_text import refuse
 from mesh.errors import Busy, NotFound, Unavailable
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
 from mesh.messages.link import ModelLoad
@@ -70,6 +71,7 @@ class Handlers:
         if model not in self._handlers:
             raise NotFound(f"model {model!r} is not served here", code="model_not_found", param="model")
         handler = self._handlers[model]
+        refuse(request, f"the handler of {model!r}")
         if handler is None:
             raise Unavailable(f"model {model!r} has no handler here yet; ask another node", code="model_unavailable")
         if self._running[model] >= MAX_RUNNING:

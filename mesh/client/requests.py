@@ -29,19 +29,32 @@ class Sampling(TypedDict, total=False):
     top_k: int
     seed: int
     stop: str | list[str]
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[str, float]
+    min_tokens: int
+    ignore_eos: bool
+    response_format: dict[str, Any]
+    structured_outputs: dict[str, Any]
+
+
+_NOT_TEXT = frozenset(("n", "tools", "tool_choice", "logprobs", "top_logprobs", "echo"))
+"""An answer here is one text, and could not show what these ask for."""
 
 
 def chat_request(model: str, messages: Iterable[Mapping[str, Any]], sampling: Mapping[str, Any]) -> InferenceRequest:
     """Raises BadRequest, naming the field."""
     parsed = parse_chat(_body({"model": model, "messages": [dict(message) for message in messages], **sampling}))
-    _refuse(parsed.ignored)
+    _refuse([*parsed.ignored, *(_NOT_TEXT & sampling.keys())])
     return chat_inference(parsed.body, _identity())
 
 
 def completion_request(model: str, prompt: str, sampling: Mapping[str, Any]) -> InferenceRequest:
     """Raises BadRequest, naming the field."""
     parsed = parse_completion(_body({"model": model, "prompt": prompt, **sampling}))
-    _refuse(parsed.ignored)
+    _refuse([*parsed.ignored, *(_NOT_TEXT & sampling.keys())])
     return completion_inference(parsed.body, _identity())
 
 

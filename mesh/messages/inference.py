@@ -11,6 +11,18 @@ import msgspec
 
 Task = Literal["chat", "completion", "embedding"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+ToolChoice = Literal["auto", "none", "required"]
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the output must match. `text` by kind: empty, a schema as JSON, a regular expression, a JSON list of texts, Lark.
+
+    `param` is the field that the client used, for errors about it.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
+    text: str = ""
+    param: str = "response_format"
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -32,8 +44,29 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
     seed: int = 0
+    n: int = 1
+    """Answers to give, each a choice of its own; choice 0 is what `n` 1 would give."""
     stop: list[str] = []
+    min_tokens: int = 0
+    """Before so many tokens neither an end token nor a stop string ends the answer."""
+    ignore_eos: bool = False
+    echo: bool = False
+    """The answer's text begins with the prompt's."""
+    logprobs: int | None = None
+    """None: not wanted; else the number of alternatives to tell beside each token."""
+    grammar: Grammar | None = None
+    tools: list[dict[str, Any]] = []
+    """OpenAI's shape, already validated."""
+    tool_choice: ToolChoice = "auto"
+    tool_name: str | None = None
+    """With `tool_choice` required: the one to call."""
+    parallel_tool_calls: bool = True
     stream: bool = True
     """False: the answer is taken in one piece. Nothing of it is shown before its end, so another node may start over."""
     tenant: str = "anonymous"
@@ -87,21 +120,53 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     attempts: int = 1
 
 
-class Delta(msgspec.Struct, frozen=True, tag="delta"):
+class Alternative(msgspec.Struct, frozen=True, array_like=True):
+    """A token's bytes and the log of its probability in the model's own distribution, before sampling parameters."""
+
+    token: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """The same of a generated token, with the likeliest alternatives, best first."""
+
+    token: bytes
+    logprob: float
+    top: list[Alternative] = []
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece of a tool call: `id` and `name` come once, first; `arguments` are pieces of a JSON text."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Delta(msgspec.Struct, frozen=True, tag="delta", omit_defaults=True):
     """New output of one choice. `offset` is the index of the first of `token_ids` among the generated tokens.
 
     `text` may be empty (held back bytes of a character) and its characters need not line up with `token_ids`.
     A text-only service knows no tokens: its deltas have no `token_ids`, `offset` counts deltas, and they cannot be resumed.
+    What a delta says is a function of the tokens up to its own: replaying them elsewhere gives the same deltas.
     """
 
     offset: int
     token_ids: list[int]
     text: str
     choice: int = 0
+    reasoning: str = ""
+    """What the model thought aloud; no part of `text`."""
+    tool_calls: list[ToolCallDelta] = []
+    logprobs: list[TokenLogprob] = []
+    """One for each of `token_ids`, where the request asked."""
+    finish_reason: FinishReason | None = None
+    """This choice is complete; only where a request has several. `Done` follows the last one's."""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """The request ended well. `embeddings` only for that task: one vector per input."""
+    """The request ended well. `embeddings` only for that task: one vector per input. `usage` counts all choices."""
 
     finish_reason: FinishReason
     usage: Usage

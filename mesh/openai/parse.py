@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from mesh.errors import BadRequest
+from mesh.openai.forms import check_form
+from mesh.openai.free_form import check_free_form
+from mesh.openai.tools import check_tools
 from mesh.openai.types import (
     CHAT_NEUTRAL,
     COMPLETION_NEUTRAL,
     INT32_MAX,
+    MAX_ALTERNATIVES,
+    MAX_BIASED,
     MAX_STOPS,
     RANGES,
     ChatMessage,
@@ -28,10 +33,7 @@ T = TypeVar("T", ChatRequest, CompletionRequest)
 
 _PATH = re.compile(r"^(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
-MAX_DEPTH = 32
-"""Levels inside one tool call; what travels on and is rendered by a template must not be deeper."""
-_INT64 = range(-(2**63), 2**64)
-"""The integers that MessagePack can carry."""
+_LONGEST_ID = 10
 _ROLES = "system, developer, user, assistant or tool"
 
 
@@ -51,6 +53,9 @@ def parse_chat(request: Request) -> Parsed[ChatRequest]:
         raise BadRequest("messages is empty; it must hold at least one message", param="messages")
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
+    check_tools(parsed.body)
+    if parsed.body.top_logprobs and not parsed.body.logprobs:
+        raise BadRequest("top_logprobs is only allowed with logprobs: true", param="top_logprobs")
     return parsed
 
 
@@ -58,7 +63,22 @@ def parse_completion(request: Request) -> Parsed[CompletionRequest]:
     """The body of a completion request. Raises BadRequest."""
     parsed = _parse(request, CompletionRequest, "prompt", COMPLETION_NEUTRAL)
     one_prompt(parsed.body.prompt)
+    _check_completion_logprobs(parsed.body)
     return parsed
+
+
+def _check_completion_logprobs(body: CompletionRequest) -> None:
+    wanted = body.logprobs
+    if wanted is None or wanted is False:
+        return
+    if not 0 <= wanted <= MAX_ALTERNATIVES:
+        raise BadRequest(
+            f"logprobs is {wanted}; it must be between 0 and {MAX_ALTERNATIVES}", param="logprobs", code="out_of_range"
+        )
+    if body.echo:
+        raise BadRequest(
+            "the prompt's own logprobs cannot be had; leave echo or logprobs out", param="echo", code="unsupported_parameter"
+        )
 
 
 def one_prompt(prompt: str | list[str | int | list[int]]) -> str | list[int]:
@@ -82,6 +102,8 @@ def _parse(request: Request, kind: type[T], required: str, neutral: dict[str, li
     body = _decode(request.body, kind)
     _check_ranges(body)
     _check_stop(body.stop)
+    biases(body)
+    check_form(body)
     if not body.model:
         raise BadRequest("model is empty; GET /v1/models lists what there is", param="model")
     if body.stream_options is not None and not body.stream:
@@ -135,8 +157,6 @@ def _check_neutral(name: str, raw: msgspec.Raw, neutral: list[Any]) -> None:
     value = _decode(bytes(raw), object)
     if value is None or any(type(value) is type(other) and value == other for other in neutral):
         return
-    if name == "n":
-        raise BadRequest("n must be 1: one answer per request is what can be had here", param="n", code="unsupported_parameter")
     raise BadRequest(f"{name} is not supported here; leave it out", param=name, code="unsupported_parameter")
 
 
@@ -155,6 +175,23 @@ def _check_stop(stop: str | list[str] | None) -> None:
         raise BadRequest(f"stop must be up to {MAX_STOPS} texts, none of them empty", param="stop", code="out_of_range")
 
 
+def biases(body: ChatRequest | CompletionRequest) -> dict[int, float]:
+    """`logit_bias` by token id. Raises BadRequest."""
+    given = body.logit_bias or {}
+    if len(given) > MAX_BIASED:
+        raise BadRequest(f"logit_bias has {len(given)} tokens; {MAX_BIASED} are allowed", param="logit_bias", code="out_of_range")
+    found: dict[int, float] = {}
+    for token, bias in given.items():
+        if not (token.isdecimal() and token.isascii() and len(token) <= _LONGEST_ID and int(token) <= INT32_MAX):
+            raise BadRequest(f"logit_bias: {token[:40]!r} is not a token id", param="logit_bias")
+        if not -100 <= bias <= 100:
+            raise BadRequest(
+                f"logit_bias of {token} is {bias:.12g}; it must be between -100 and 100", param="logit_bias", code="out_of_range"
+            )
+        found[int(token)] = bias
+    return found
+
+
 def _check_message(message: ChatMessage, path: str) -> None:
     content = message.content
     if content is None and not (message.role == "assistant" and message.tool_calls):
@@ -163,18 +200,7 @@ def _check_message(message: ChatMessage, path: str) -> None:
         for index, part in enumerate(content):
             _check_part(part, f"{path}.content[{index}]")
     for index, call in enumerate(message.tool_calls or []):
-        _check_free_form(call, f"{path}.tool_calls[{index}]")
-
-
-def _check_free_form(value: object, path: str, depth: int = 0) -> None:
-    """What has no type of ours must still be able to travel."""
-    if depth > MAX_DEPTH:
-        raise BadRequest(f"{path} is nested deeper than {MAX_DEPTH} levels", param=path)
-    if isinstance(value, int) and value not in _INT64:
-        raise BadRequest(f"{path} holds an integer of more than 64 bits; send it as text", param=path, code="out_of_range")
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for each in inner:
-        _check_free_form(each, path, depth + 1)
+        check_free_form(call, f"{path}.tool_calls[{index}]")
 
 
 def _check_part(part: ContentPart, path: str) -> None:

@@ -21,9 +21,11 @@ from mesh.errors import BackendFailed
 from mesh.http.errors import INTERNAL, error_response, public_error
 from mesh.http.message import Response, StreamingResponse, StreamWriter
 from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest
+from mesh.openai.collected import CollectedChoice
 from mesh.openai.errors import error_event, model_not_found
 from mesh.openai.parse import parse_chat, parse_completion
-from mesh.openai.translate import Identity, Wording, chat_inference, completion_inference, model_object
+from mesh.openai.translate import Identity, chat_inference, completion_inference, model_object
+from mesh.openai.wording import Wording
 from mesh.service import paced
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class OpenAIRoutes:
         return StreamingResponse(produce, headers={"cache-control": "no-cache", **headers})
 
     async def _whole(self, inference: InferenceRequest, wording: Wording, headers: Headers) -> Response:
-        collected = _Collected()
+        collected = _Collected(inference.n)
         try:
             done = await collected.run(self._service, inference)
         except Exception as error:
@@ -107,16 +109,15 @@ class OpenAIRoutes:
             if public is None:
                 raise
             return error_response(public, {**headers, **collected.headers})
-        return Response.json(wording.reply("".join(collected.texts), done), headers={**headers, **collected.headers})
+        return Response.json(wording.reply(collected.choices, done), headers={**headers, **collected.headers})
 
 
 class _Collected:
     """The events of a request that is answered in one piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int) -> None:
         self.headers: Headers = {}
-        self.texts: list[str] = []
-        self._characters = 0
+        self.choices = [CollectedChoice() for _ in range(choices)]
         self._done: Done | None = None
         self._scope = trio.CancelScope()
 
@@ -134,18 +135,18 @@ class _Collected:
             case Accepted():
                 self.headers = _node_headers(event)
             case Delta():
-                self._grow(event.text)
+                self._grow(event)
             case Done():
                 self._done = event
             case _:
                 pass
 
-    def _grow(self, text: str) -> None:
-        self._characters += len(text)
-        if self._characters > MAX_REPLY_CHARACTERS:
+    def _grow(self, delta: Delta) -> None:
+        if delta.choice >= len(self.choices):
+            return
+        self.choices[delta.choice].add(delta)
+        if sum(choice.size for choice in self.choices) > MAX_REPLY_CHARACTERS:
             self._scope.cancel()
-        else:
-            self.texts.append(text)
 
 
 class _Stream:
@@ -171,8 +172,7 @@ class _Stream:
             case Accepted():
                 self._writer.headers.update(_node_headers(event))
             case Delta():
-                text = self._wording.chunk(event.text) if event.text else b""
-                self._writer.write(self._opening() + text)
+                self._writer.write(self._opening() + self._wording.chunk(event))
             case Done():
                 self._done = event
                 self._writer.write(self._opening() + self._wording.closing(event))

@@ -3,7 +3,8 @@
 1. The same (prompt, seed, position) is the same word everywhere, so a retry or a second node can be compared word for word.
 2. Words are the tokens: ids are indices into `WORDS`, `usage` counts words, the joined text is the words with single spaces.
 3. One loop serves all requests: whatever is due within one `TICK` is emitted in one go, as an engine's step would.
-4. It calls itself `mock` in its record. It exists for tests of everything around a model, never as an answer to a user.
+4. Several answers (`n`) are as many requests with seeds of their own. What concerns probabilities it cannot honour.
+5. It calls itself `mock` in its record. It exists for tests of everything around a model, never as an answer to a user.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ import itertools
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
+from mesh.beyond_text import refuse
 from mesh.errors import BackendFailed, BadRequest, Busy
 from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
 from node.backends.base import Backend, BackendStatus, nobody_listens
+from node.fan_out import FanOut
 from node.room import new_tokens
 
 if TYPE_CHECKING:
-    from mesh.messages.inference import FinishReason, InferenceRequest
+    from mesh.messages.inference import Event, FinishReason, InferenceRequest
     from mesh.service import Emit
 
 WORDS = (
@@ -102,7 +106,8 @@ class _Script:
         self.prompt_tokens = len(text.split())
         wanted = new_tokens(request, prompt_tokens=self.prompt_tokens, context_length=settings.context_length)
         self._fingerprint = fingerprint(text, request.seed)
-        natural = settings.length or 16 + self._fingerprint % 32
+        natural = max(request.min_tokens, settings.length or 16 + self._fingerprint % 32)
+        natural = wanted + 1 if request.ignore_eos else natural
         self.length = min(natural, wanted)
         self.finish_reason: FinishReason = "stop" if natural <= wanted else "length"
         self._pieces = self._cut_at(request.stop) if any(request.stop) else None
@@ -202,13 +207,24 @@ class MockBackend(Backend):
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Answer one request. Raises BadRequest, Busy, and BackendFailed where a knob says so."""
-        job = self._admit(request, emit)
+        refuse(request, "a mock", ("logprobs", "response_format", "tool_choice", "echo"))
+        fan_out = FanOut()
+        jobs: dict[int, _Job] = {}
+
+        def tell(number: int, event: Event) -> None:
+            for _, each in fan_out.merge([(number, event)], lambda _: None):
+                emit(each)
+
         try:
-            await job.ended.wait()
+            for number, part in fan_out.split(0, request):
+                jobs[number] = self._admit(part, partial(tell, number))
+            for job in jobs.values():
+                await job.ended.wait()
+                if job.error is not None:
+                    raise job.error
         finally:
-            self._leave(job)
-        if job.error is not None:
-            raise job.error
+            for job in jobs.values():
+                self._leave(job)
 
     def status(self) -> BackendStatus:
         """What P+1 tells of it."""

@@ -4,10 +4,13 @@
 2. Its clock is the request's `created`, in UTC: the same request gives the same prompt on every node, today and tomorrow.
 3. A message's text stays text: what looks like a control token in it is not one.
 4. A model without a template gets Llama 3's layout.
+5. Tools are shown to the template while they may be called; calls in earlier messages get their arguments as objects, as
+   templates expect them.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +36,19 @@ def param_of(request: InferenceRequest) -> str:
     return "messages" if request.task == "chat" else "prompt"
 
 
+def chat_template(tokenizer: Any) -> str:
+    """The model's own, or the one that stands in for it."""
+    template: str = tokenizer.get_chat_template() if tokenizer.chat_template else LLAMA3_TEMPLATE
+    return template
+
+
 class Prompts:
     """Makes prompts for one model. `vocabulary` is the number of rows of its embedding."""
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._template: str = tokenizer.get_chat_template() if tokenizer.chat_template else LLAMA3_TEMPLATE
+        self.template = chat_template(tokenizer)
 
     def ids(self, request: InferenceRequest) -> list[int]:
         """The prompt's token ids, at least one. Raises BadRequest."""
@@ -69,12 +78,16 @@ class Prompts:
     def _chat(self, request: InferenceRequest) -> list[int]:
         if not request.messages:
             raise BadRequest("there are no messages", param="messages")
-        messages = [_as_text(message, index) for index, message in enumerate(request.messages)]
+        messages = [_with_objects(_as_text(message, index)) for index, message in enumerate(request.messages)]
+        tools = request.tools if request.tool_choice != "none" else []
+        if tools and "tools" not in self.template:
+            raise BadRequest("the model's chat template has no place for tools", code="unsupported_parameter", param="tools")
         try:
             self._set_clock(request.created)
             ids: list[int] = self._tokenizer.apply_chat_template(
                 messages,
-                chat_template=self._template,
+                tools=tools or None,
+                chat_template=self.template,
                 add_generation_prompt=True,
                 return_dict=False,
                 sanitize_control_tokens=True,
@@ -88,9 +101,9 @@ class Prompts:
 
     def _set_clock(self, created: int) -> None:
         """Let the template's `strftime_now` tell this time. Functions cannot be arguments, so it goes to the globals."""
-        if "strftime_now" in self._template:
+        if "strftime_now" in self.template:
             now = datetime.fromtimestamp(created, UTC)
-            _compile_jinja_template(self._template).environment.globals["strftime_now"] = now.strftime
+            _compile_jinja_template(self.template).environment.globals["strftime_now"] = now.strftime
 
 
 def _as_text(message: dict[str, Any], index: int) -> dict[str, Any]:
@@ -106,3 +119,22 @@ def _as_text(message: dict[str, Any], index: int) -> dict[str, Any]:
             )
         texts.append(part["text"])
     return {**message, "content": "\n".join(texts)}
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls as objects; OpenAI sends them as JSON texts."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "content": message.get("content") or "", "tool_calls": [_call_with_object(call) for call in calls]}
+
+
+def _call_with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

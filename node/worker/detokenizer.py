@@ -117,11 +117,16 @@ class TextStream:
         """A stop string appeared."""
         return self._matcher.matched
 
-    def push(self, token: int) -> str:
-        """The text that may be given out after this token."""
-        return self._matcher.push(self._detokenizer.push(token))
+    def push(self, token: int, *, spelled: str = "", watched: bool = True) -> str:
+        """The text that may be given out after this token.
 
-    def finish(self) -> str:
-        """The rest, when no token follows."""
-        text = self._matcher.push(self._detokenizer.flush())
+        `spelled` stands for a special token that means something to the reader. What is not `watched` is in no stop string.
+        """
+        held = self._detokenizer.flush() if spelled else ""
+        text = held + self._detokenizer.push(token) + spelled
+        return self._matcher.push(text) if watched else text
+
+    def finish(self, *, whole: bool = True) -> str:
+        """The rest, when no token follows. Without `whole`, a character of which bytes are missing is left out."""
+        text = self._matcher.push(self._detokenizer.flush()) if whole else ""
         return text + self._matcher.flush()

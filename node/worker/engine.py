@@ -13,26 +13,23 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from mesh.errors import BackendFailed, BadRequest, MeshError, TimedOut
-from mesh.messages.inference import Accepted, Delta, Done, Event
+from mesh.messages.inference import Accepted, Done, Event
 from mesh.messages.worker import EngineLoad, EngineStats, Step
 from mesh.service import fail_of
 from node.worker.counters import Counters
-from node.worker.detokenizer import Detokenizer, TextStream
 from node.worker.device import gpu_stats, is_out_of_memory
+from node.worker.output.choice import Pick, choose, computed_only
 from node.worker.pace import Pace
-from node.worker.sampling import Draw, sample
 from node.worker.scheduler import Scheduler, Share
 from node.worker.sequence import Sequence
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mesh.messages.inference import InferenceRequest
     from node.worker.intake import Intake, Prepared
     from node.worker.runner import Runner
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499
+NAN = "nan_logits"
 PROBATION = 64
 """Steps that must go well before a batch that was too large may grow again."""
 
@@ -160,12 +158,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Generate one token, and raise whatever goes wrong. Only while nobody runs."""
-        stream = TextStream(Detokenizer(None), ())
-        sequence = Sequence(number=-1, tokens=[0], prompt_length=1, limit=1, draw=Draw(temperature=0), stream=stream)
+        sequence = Sequence(number=-1, tokens=[0], prompt_length=1, choice=computed_only())
         self._runner.memory.lend(sequence)
         with torch.inference_mode():
             logits = self._runner.run([Share(sequence, 1)])
-            sample(logits, [sequence.draw])
+            choose(logits, [sequence.choice])
         self._runner.memory.release(sequence, keep=False)
         if bool(logits.isnan().any()):
             raise RuntimeError("the model computes NaN")
@@ -178,7 +175,7 @@ class Engine:
     def _compute(self, plan: list[Share]) -> None:
         begun = time.monotonic()
         try:
-            tokens = self._run(plan)
+            picks = self._run(plan)
         # Whatever broke in there, it must not end the process: others are being served.
         except Exception as error:
             too_large = is_out_of_memory(error)
@@ -191,54 +188,52 @@ class Engine:
             )
         else:
             self._measure(plan, time.monotonic() - begun)
-            self._accept(plan, tokens, batch=len(plan))
+            self._accept(plan, picks, batch=len(plan))
             return
         if too_large:
             self._shrink(plan)
         else:
             self._isolate(plan)
 
-    def _run(self, plan: list[Share]) -> list[int | None]:
-        """The next token of each sequence that completes; None where the model computed NaN."""
+    def _run(self, plan: list[Share]) -> list[Pick | MeshError]:
+        """The next token of each sequence that completes, or why it has none."""
         completing = [share.sequence for share in plan if share.completes]
         with torch.inference_mode():
             logits = self._runner.run(plan)
             if not completing:
                 return []
             broken = logits.isnan().any(-1).tolist()
-            tokens = self._sample(logits.nan_to_num(), completing)
-        return [None if bad else token for token, bad in zip(tokens, broken, strict=True)]
+            picks = choose(logits.nan_to_num(), [each.choice for each in completing])
+        return [_nan() if bad else pick for pick, bad in zip(picks, broken, strict=True)]
 
-    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
-        return sample(logits, [replace(each.draw, position=each.generated) for each in sequences])
-
-    def _accept(self, plan: list[Share], tokens: list[int | None], *, batch: int) -> None:
+    def _accept(self, plan: list[Share], picks: list[Pick | MeshError], *, batch: int) -> None:
         """A step went well: note what is computed now, and give out the tokens."""
         completing = [share.sequence for share in plan if share.completes]
         for share in plan:
             share.sequence.computed += share.count
             share.sequence.largest_batch = max(share.sequence.largest_batch, batch)
-        for sequence, token in zip(completing, tokens, strict=True):
-            self._advance(sequence, token)
+        for sequence, pick in zip(completing, picks, strict=True):
+            self._advance(sequence, pick)
 
-    def _advance(self, sequence: Sequence, token: int | None) -> None:
+    def _advance(self, sequence: Sequence, pick: Pick | MeshError) -> None:
         """One more token for one sequence; what goes wrong here is its own."""
-        if token is None:
-            error = BackendFailed("the model computed NaN for this request; another dtype may help", code="nan_logits")
-            self._drop(sequence, error, keep=False)
+        if isinstance(pick, MeshError):
+            self._drop(sequence, pick, keep=pick.code != NAN)
             return
         if sequence.generated == sequence.resumed:
             self._runner.memory.share(sequence)
         try:
-            offset = sequence.generated
-            text = sequence.append(token)
+            delta = sequence.take(pick)
+        except MeshError as error:
+            self._drop(sequence, error)
+            return
         except Exception:
-            _logger.exception("token %d could not be given out", token)
+            _logger.exception("token %d could not be given out", pick.token)
             self._drop(sequence, BackendFailed("the output could not be decoded; see the worker's log"))
             return
         sequence.mark()
         self._counters.tokens += 1
-        self._events.append((sequence.number, Delta(offset=offset, token_ids=[token], text=text)))
+        self._events.append((sequence.number, delta))
         if sequence.reason:
             self._finish(sequence)
 
@@ -286,7 +281,7 @@ class Engine:
         broken = 0
         for share in plan:
             try:
-                tokens = self._run([share])
+                picks = self._run([share])
             # As above; and this time it is clear whose fault it is.
             except Exception:
                 _logger.exception("the request with number %d breaks the engine", share.sequence.number)
@@ -294,7 +289,7 @@ class Engine:
                 self._drop(share.sequence, error, keep=False)
                 broken += 1
             else:
-                self._accept([share], tokens, batch=1)
+                self._accept([share], picks, batch=1)
         if broken == len(plan):
             self._rebuild()
 
@@ -311,6 +306,10 @@ class Engine:
             self._probation -= 1
             if not self._probation and not self._scheduler.grow():
                 self._probation = PROBATION
+
+
+def _nan() -> BackendFailed:
+    return BackendFailed("the model computed NaN for this request; another dtype may help", code=NAN)
 
 
 def cancelled() -> BadRequest:

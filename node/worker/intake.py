@@ -16,18 +16,14 @@ from typing import TYPE_CHECKING, Any
 from mesh.errors import BackendFailed, BadRequest, MeshError
 from node.room import new_tokens
 from node.worker.chat import Prompts
-from node.worker.detokenizer import Detokenizer, TextStream, token_kinds
-from node.worker.sampling import Draw
+from node.worker.output.choice import Pick
+from node.worker.output.outputs import Outputs
 from node.worker.sequence import Sequence
 
 if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
 
 _logger = logging.getLogger(__name__)
-
-MOST_STOPS = 16
-LONGEST_STOP = 1024
-"""Bounds on stop strings, in number and characters."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,9 @@ class Intake:
 
     def __init__(self, tokenizer: Any, *, vocabulary: int, end_tokens: frozenset[int], context_length: int) -> None:
         self._tokenizer = tokenizer
-        self._token_kinds = token_kinds(tokenizer)
         self._prompts = Prompts(tokenizer, vocabulary)
+        self._outputs = Outputs(tokenizer, template=self._prompts.template, vocabulary=vocabulary, end_tokens=end_tokens)
         self._vocabulary = vocabulary
-        self._end_tokens = end_tokens
         self._context_length = context_length
 
     def beside(self, lane: str) -> Intake:
@@ -59,6 +54,13 @@ class Intake:
         other._prompts = Prompts(tokenizer, self._vocabulary)
         return other
 
+    def is_quick(self, request: InferenceRequest) -> bool:
+        """Nothing has to be compiled for it. What is wrong with a request is found without that."""
+        try:
+            return self._outputs.is_prepared(request)
+        except MeshError:
+            return True
+
     def prepare(self, number: int, request: InferenceRequest, *, arrived: float | None = None) -> Prepared:
         """Check and tokenise a request. Never raises. `arrived`: monotonic seconds, now when left out."""
         try:
@@ -70,17 +72,15 @@ class Intake:
             return Prepared(number, BackendFailed("the request could not be prepared for the model; see the worker's log"))
 
     def _sequence(self, number: int, request: InferenceRequest, arrived: float) -> Sequence:
-        _check_sampling(request)
+        self._outputs.check(request)
         ids = self._prompts.ids(request)
+        limit = new_tokens(request, prompt_tokens=len(ids), context_length=self._context_length)
         left = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
         sequence = Sequence(
             number=number,
             tokens=ids,
             prompt_length=len(ids),
-            limit=new_tokens(request, prompt_tokens=len(ids), context_length=self._context_length),
-            draw=Draw(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, seed=request.seed),
-            stream=TextStream(Detokenizer(self._tokenizer, self._token_kinds), request.stop),
-            end_tokens=self._end_tokens,
+            choice=self._outputs.choice(request, ids, limit=limit),
             tenant=request.tenant,
             priority=request.priority,
             deadline=arrived + left,
@@ -97,18 +97,5 @@ class Intake:
                 raise BadRequest(f"token id {token} is not in the vocabulary of {self._vocabulary}", param="prior")
             if sequence.reason is not None:
                 raise BadRequest("prior goes on behind the end of the answer", param="prior")
-            sequence.append(token)
+            sequence.take(Pick(token))
         sequence.resumed = sequence.generated
-
-
-def _check_sampling(request: InferenceRequest) -> None:
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise BadRequest("max_tokens must be at least 1", param="max_tokens")
-    if not 0 <= request.temperature < math.inf:
-        raise BadRequest("temperature must be 0 or more", param="temperature")
-    if not 0 < request.top_p <= 1:
-        raise BadRequest("top_p must be above 0 and at most 1", param="top_p")
-    if request.top_k < 0:
-        raise BadRequest("top_k must be 0 (off) or more", param="top_k")
-    if len(request.stop) > MOST_STOPS or not all(0 < len(stop) <= LONGEST_STOP for stop in request.stop):
-        raise BadRequest(f"stop takes at most {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters", param="stop")

@@ -1,6 +1,7 @@
 """Requests are prepared beside the engine: templates and tokenizers take milliseconds, or seconds for a very long prompt.
 
-1. There are two lanes with a thread and a tokenizer each: what is large may take its time and holds up only what is large too.
+1. There are two lanes with a thread and a tokenizer each: what is large, or has a grammar to compile, may take its time and holds
+   up only what is so too.
 2. A lane takes `limit` requests; one more is `Busy` at once.
 3. A request that is aborted on its way is answered at once and dropped when it comes out.
 """
@@ -49,7 +50,8 @@ class Lanes:
 
     def put(self, number: int, request: InferenceRequest) -> Prepared | None:
         """Let a request be prepared; what became of it already, when the lane is full. Never blocks."""
-        jobs = self._slow if is_large(request) else self._quick
+        quick = not is_large(request) and self._intakes[0].is_quick(request)
+        jobs = self._quick if quick else self._slow
         self._under_way.add(number)
         try:
             jobs.put_nowait(_Job(number, request, time.monotonic()))
@@ -81,9 +83,9 @@ class Lanes:
 
 def is_large(request: InferenceRequest) -> bool:
     """Whether a request holds more text, ids or pieces of messages than SMALL. Looks no further than that."""
-    left = SMALL - len(request.prompt or ())
-    values: list[Any] = list(request.messages or ()) if len(request.messages or ()) <= SMALL // 16 else []
-    if len(values) != len(request.messages or ()):
+    left = SMALL - len(request.prompt or ()) - len(request.grammar.text if request.grammar else "")
+    values: list[Any] = [*(request.messages or ()), *request.tools]
+    if len(values) > SMALL // 16:
         return True
     while values and left >= 0:
         value = values.pop()

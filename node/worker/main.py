@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.errors import Misconfigured
-from mesh.messages.worker import Abort, Loading, Refusal, Submit
+from mesh.messages.worker import Abort, Loading, Refusal, Step, Submit
+from node.fan_out import FanOut
 from node.worker.protocol import NodeConnection
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _serve(engine: Engine, connection: NodeConnection) -> None:
     from node.worker.pulse import Pulse
 
     pulse = Pulse()
+    fan_out = FanOut()
     lanes = Lanes(engine.intake, connection.post, limit=engine.limits.queue)
     lanes.start()
     connection.alive = pulse.alive
@@ -112,22 +114,29 @@ def _serve(engine: Engine, connection: NodeConnection) -> None:
         messages = connection.receive(wait=engine.idle)
         pulse.begin()
         for message in messages:
-            _hear(message, engine, lanes)
+            _hear(message, engine, lanes, fan_out)
         if step := engine.step():
-            connection.send(step)
+            events = fan_out.merge(step.events, lambda number: _abort(number, engine, lanes))
+            connection.send(Step(load=step.load, events=events))
         pulse.end(engine)
 
 
-def _hear(message: ToWorker | Prepared, engine: Engine, lanes: Lanes) -> None:
+def _hear(message: ToWorker | Prepared, engine: Engine, lanes: Lanes, fan_out: FanOut) -> None:
     match message:
-        case Submit(number=number, request=request):
-            if refused := lanes.put(number, request):
-                engine.take(refused)
-        case Abort(number=number):
-            if ended := lanes.abort(number):
-                engine.take(ended)
-            else:
-                engine.abort(number)
+        case Submit():
+            for number, request in fan_out.split(message.number, message.request):
+                if refused := lanes.put(number, request):
+                    engine.take(refused)
+        case Abort():
+            for number in fan_out.numbers(message.number):
+                _abort(number, engine, lanes)
         case _:
             if lanes.arrive(message):
                 engine.take(message)
+
+
+def _abort(number: int, engine: Engine, lanes: Lanes) -> None:
+    if ended := lanes.abort(number):
+        engine.take(ended)
+    else:
+        engine.abort(number)

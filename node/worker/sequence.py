@@ -9,28 +9,24 @@ from typing import TYPE_CHECKING
 from mesh.messages.inference import Performance, Usage
 
 if TYPE_CHECKING:
-    from mesh.messages.inference import FinishReason
+    from mesh.messages.inference import Delta, FinishReason
     from node.worker.cache.extents import Extent
     from node.worker.cache.radix import Node
-    from node.worker.detokenizer import TextStream
-    from node.worker.sampling import Draw
+    from node.worker.output.choice import Choice, Pick
 
 
 @dataclass(eq=False, kw_only=True)
 class Sequence:
     """`tokens` is the prompt and what was generated so far; the extent holds the first `computed` of them.
 
-    `limit` is the number of tokens that may be generated, `resumed` the number of those that another engine generated.
+    `choice` knows what its tokens mean, `resumed` counts those that another engine generated.
     `reason` says why it is complete, once it is. Times are monotonic seconds.
     """
 
     number: int
     tokens: list[int]
     prompt_length: int
-    limit: int
-    draw: Draw
-    stream: TextStream
-    end_tokens: frozenset[int] = frozenset()
+    choice: Choice
     tenant: str = ""
     priority: int = 0
     deadline: float = float("inf")
@@ -70,19 +66,11 @@ class Sequence:
         self.extent = self.prefix = None
         self.computed = 0
 
-    def append(self, token: int) -> str:
-        """Add a generated token; returns the text that it completes, and sets `reason` when it is the last."""
-        self.tokens.append(token)
-        if token in self.end_tokens:
-            self.reason = "stop"
-            return self.stream.finish()
-        text = self.stream.push(token)
-        if not self.stream.stopped and self.generated >= self.limit:
-            self.reason = "length"
-            text += self.stream.finish()
-        if self.stream.stopped:
-            self.reason = "stop"
-        return text
+    def take(self, pick: Pick) -> Delta:
+        """Add a generated token; returns what it says, and sets `reason` when it is the last. Raises MeshError."""
+        self.tokens.append(pick.token)
+        delta, self.reason = self.choice.take(pick)
+        return delta
 
     def mark(self) -> None:
         """A token was generated just now."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from node.worker.attention import Inexact
-from node.worker.detokenizer import Detokenizer, TextStream
-from node.worker.sampling import Draw
+from node.worker.output.choice import computed_only
 from node.worker.scheduler import Share
 from node.worker.sequence import Sequence
 
@@ -91,9 +90,7 @@ def check_state(runner: GenerateRunner, tokens: list[int]) -> bool:
 
 
 def _sequence(tokens: list[int]) -> Sequence:
-    stream = TextStream(Detokenizer(None), ())
-    draw = Draw(temperature=0)
-    return Sequence(number=-1, tokens=tokens, prompt_length=len(tokens), limit=1, draw=draw, stream=stream)
+    return Sequence(number=-1, tokens=tokens, prompt_length=len(tokens), choice=computed_only())
 
 
 def _difference(logits: Tensor, expected: Tensor) -> float:

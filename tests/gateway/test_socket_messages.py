@@ -94,3 +94,10 @@ def test_each_request_gets_its_own_id_and_seed():
     one, two = (request_of(inference(inputs="x"), tenant="t") for _ in range(2))
     assert one.request_id != two.request_id
     assert one.seed != two.seed
+
+
+def test_penalties_travel():
+    given = {"min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": -1.0, "frequency_penalty": 0.5}
+    message = parse(json.dumps({"type": "inference", "model": "m", "inputs": "x", "parameters": given}))
+    made = request_of(message, tenant="t")
+    assert {name: getattr(made, name) for name in given} == given

@@ -586,7 +586,8 @@ async def test_everybody_hears_of_new_addresses_soon_and_nobody_of_the_same_ones
         first = told()
         late = f"/ip4/10.1.2.3/tcp/4001/p2p/{node.peer_id}"
         before = node.addresses
-        monkeypatch.setattr(type(node), "addresses", property(lambda self: [*before, late] if self is node else before))
+        listening = type(node._transport)
+        monkeypatch.setattr(listening, "addresses", property(lambda self: [*before, late] if self is node._transport else before))
         await until(lambda: told().addresses == [*before, late], limit=5)
         monkeypatch.undo()
         await until(lambda: told().addresses == before, limit=5)

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.registry_view.answer import MAX_LINE, Answer, estimated_tokens
 from mesh.errors import BackendFailed
-from mesh.messages.inference import Delta, Done, InferenceRequest
+from mesh.messages.inference import Delta, Done, InferenceRequest, ToolCallDelta
 
 REQUEST = InferenceRequest(request_id="r", model="m", messages=[{"role": "user", "content": "12345678"}])
 
@@ -74,9 +74,28 @@ async def test_without_counts_pieces_are_counted_and_the_prompt_is_estimated():
     assert estimated_tokens(InferenceRequest(request_id="r", model="m", prompt=[1, 2, 3])) == 3
 
 
-async def test_reasoning_is_progress_without_text():
+async def test_reasoning_is_no_text():
     data = stream({"choices": [{"delta": {"reasoning_content": "hm"}}]}, chunk("x", "stop"))
-    assert run(data)[:2] == [Delta(0, [], ""), Delta(1, [], "x")]
+    assert run(data)[:2] == [Delta(0, [], "", reasoning="hm"), Delta(1, [], "x")]
+
+
+async def test_tool_calls_are_passed_on():
+    first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    data = stream(
+        {"choices": [{"delta": {"tool_calls": [first]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}}]},
+        {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]},
+    )
+    one, two, done = run(data)
+    assert one.tool_calls == [ToolCallDelta(0, "c1", "f")]
+    assert two.tool_calls == [ToolCallDelta(0, arguments="{}")]
+    assert done.finish_reason == "tool_calls"
+    events: list = []
+    answer = Answer(REQUEST, events.append)
+    unnumbered = [{"id": name, "function": {"name": name, "arguments": "{}"}} for name in "ab"]
+    message = {"content": None, "tool_calls": unnumbered}
+    answer.take_whole(json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}).encode())
+    assert [(call.index, call.name) for call in events[0].tool_calls] == [(0, "a"), (1, "b")]
 
 
 @pytest.mark.parametrize(

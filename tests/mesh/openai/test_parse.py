@@ -8,7 +8,8 @@ import pytest
 
 from mesh.errors import BadRequest
 from mesh.http import Request
-from mesh.openai.parse import MAX_DEPTH, parse_chat, parse_completion
+from mesh.openai.free_form import MAX_DEPTH
+from mesh.openai.parse import parse_chat, parse_completion
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -16,6 +17,10 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 def request(body: Any, content_type: str = "application/json") -> Request:
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return Request(method="POST", path="/", target="/", headers={"content-type": content_type}, body=data)
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
 
 
 def refused(body: Any, parse: Any = parse_chat) -> BadRequest:
@@ -72,6 +77,25 @@ def test_what_is_no_json_object_is_refused_with_the_place(body, words):
         ({"stop": [1]}, "stop[0]"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": 1}, "stream_options"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 30: 1}}, "logit_bias"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name"),
+        ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool("a")], "tool_choice": {"type": "function", "function": {"name": "b"}}}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"guided_choice": ["a", ""]}, "guided_choice"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+        ({"structured_outputs": {"regex": "a", "json_object": True}}, "structured_outputs.json_object"),
     ],
 )
 def test_the_faulty_field_is_named(change, param):
@@ -92,6 +116,17 @@ def test_the_faulty_field_is_named(change, param):
         ({"max_tokens": 10**30}, "between 1 and"),
         ({"max_completion_tokens": -5}, "between 1 and"),
         ({"seed": 2**63}, "64 bits"),
+        ({"n": 0}, "between 1 and 128"),
+        ({"n": 129}, "between 1 and 128"),
+        ({"min_p": 1.1}, "between 0 and 1"),
+        ({"repetition_penalty": 0}, "1: off"),
+        ({"presence_penalty": -2.1}, "between -2 and 2"),
+        ({"frequency_penalty": 3}, "between -2 and 2"),
+        ({"min_tokens": -1}, "between 0 and"),
+        ({"top_logprobs": 21, "logprobs": True}, "between 0 and 20"),
+        ({"logit_bias": {"5": 101}}, "between -100 and 100"),
+        ({"logit_bias": {str(token): 0 for token in range(1025)}}, "1024"),
+        ({"tools": [{"type": "function", "function": {"name": f"f{index}"}} for index in range(129)]}, "128"),
         ({"stop": ""}, "up to 16"),
         ({"stop": ["a", ""]}, "up to 16"),
         ({"stop": ["x"] * 17}, "up to 16"),
@@ -106,17 +141,9 @@ def test_out_of_range_says_what_the_range_is(change, words):
 @pytest.mark.parametrize(
     "change",
     [
-        {"n": 2},
-        {"n": 0},
-        {"logprobs": True},
-        {"top_logprobs": 3},
-        {"tools": [{"type": "function"}]},
-        {"tool_choice": "required"},
+        {"tool_choice": "sometimes"},
+        {"tool_choice": {"type": "allowed_tools"}},
         {"functions": [{"name": "f"}]},
-        {"response_format": {"type": "json_object"}},
-        {"logit_bias": {"5": 1}},
-        {"frequency_penalty": 0.1},
-        {"presence_penalty": -1},
         {"modalities": ["audio"]},
         {"audio": {}},
         {"prediction": {}},
@@ -169,7 +196,7 @@ def tool_call(call):
 
 
 def test_unknown_names_are_ignored_and_told():
-    assert parse_chat(request({**CHAT, "min_p": 0.5, "reasoning_effort": "low"})).ignored == ["min_p", "reasoning_effort"]
+    assert parse_chat(request({**CHAT, "mirostat": 2, "reasoning_effort": "low"})).ignored == ["mirostat", "reasoning_effort"]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
@@ -195,5 +222,6 @@ def test_several_prompts_or_odd_ids_are_refused(prompt):
 
 def test_completion_fields():
     assert refused({"model": "m"}, parse_completion).param == "prompt"
-    for name, value in (("echo", True), ("best_of", 2), ("suffix", "x"), ("logprobs", 0)):
+    for name, value in (("best_of", 2), ("suffix", "x"), ("logprobs", 21), ("logprobs", -1), ("logprobs", "2")):
         assert refused({"model": "m", "prompt": "x", name: value}, parse_completion).param == name
+    assert refused({"model": "m", "prompt": "x", "echo": True, "logprobs": 1}, parse_completion).param == "echo"

@@ -3,7 +3,7 @@ import trio
 import trio.testing
 
 from mesh.errors import BackendFailed, BadRequest, Busy
-from mesh.messages.inference import Accepted, Delta, Done
+from mesh.messages.inference import Accepted, Delta, Done, Grammar
 from node.backends.mock import WORDS, MockBackend, MockSettings, fingerprint, parse_mock, prompt_text, token_at
 
 
@@ -196,6 +196,50 @@ async def test_it_says_that_it_makes_no_embeddings(start, ask) -> None:
     with pytest.raises(BadRequest) as caught:
         await (await start()).infer(ask(task="embedding"), lambda event: None)
     assert caught.value.code == "unsupported_task"
+
+
+async def test_several_answers_have_seeds_of_their_own(start, ask) -> None:
+    backend = await start(length=5)
+    events: list = []
+    await backend.infer(ask(seed=3, n=3), events.append)
+    texts = ["".join(event.text for event in events if isinstance(event, Delta) and event.choice == each) for each in range(3)]
+    assert len(set(texts)) == 3
+    assert texts[0] == (await answer(backend, ask(seed=3)))[0]
+    ends = [event.choice for event in events if isinstance(event, Delta) and event.finish_reason]
+    assert sorted(ends) == [0, 1, 2]
+    assert [type(event) for event in events].count(Accepted) == 1
+    assert isinstance(events[-1], Done)
+    assert events[-1].usage.completion_tokens == 15
+    assert backend.load.running == 0
+
+
+async def test_several_answers_fail_as_one(start, ask) -> None:
+    backend = await start(slots=1, max_waiting=1)
+    with pytest.raises(Busy):
+        await backend.infer(ask(n=4), lambda event: None)
+    assert (backend.load.running, backend.load.waiting) == (0, 0)
+
+
+async def test_lengths_that_were_asked_for(start, ask) -> None:
+    backend = await start(length=5)
+    assert (await answer(backend, ask(min_tokens=9)))[1].usage.completion_tokens == 9
+    done = (await answer(backend, ask(ignore_eos=True, max_tokens=12)))[1]
+    assert (done.usage.completion_tokens, done.finish_reason) == (12, "length")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": 0}, "logprobs"),
+        ({"grammar": Grammar("json_object")}, "response_format"),
+        ({"tool_choice": "required", "tools": [{}]}, "tool_choice"),
+        ({"echo": True}, "echo"),
+    ],
+)
+async def test_what_a_mock_cannot_honour_is_refused_by_name(start, ask, fields, param) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await (await start()).infer(ask(**fields), lambda event: None)
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
 
 
 def test_every_kind_of_prompt_is_read(ask) -> None:

@@ -11,7 +11,6 @@ from node.worker.cache.extents import Extents
 from node.worker.cache.memory import Memory, Nowhere
 from node.worker.cache.radix import RadixCache
 from node.worker.pace import LEAST_TOKENS, Pace
-from node.worker.sampling import Draw
 from node.worker.scheduler import Scheduler, Share
 from node.worker.sequence import Sequence
 
@@ -21,9 +20,7 @@ def sequence(prompt: int, number: int = 0, *, priority: int = 0) -> Sequence:
         number=number,
         tokens=[1000 * number + place for place in range(prompt)],
         prompt_length=prompt,
-        limit=100,
-        draw=Draw(),
-        stream=None,  # type: ignore[arg-type]
+        choice=None,  # type: ignore[arg-type]
         priority=priority,
         arrived=float(number),
     )

@@ -1,0 +1,131 @@
+"""Outputs that must match: by a random model, which would never match by itself.
+
+More schemas than the suite takes: `TEST_SCHEMAS=1000 pytest tests/node/worker/output/test_grammar.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from typing import Any
+
+import pytest
+
+from mesh.errors import BackendFailed, BadRequest
+from mesh.messages.inference import Done, Fail, Grammar, InferenceRequest
+from node.worker.output import grammar as grammar_module
+from node.worker.output.formats import ModelFormat
+from node.worker.output.forms import grammar_of
+from node.worker.output.grammar import Grammars
+from tests.node.worker.output.schemas import faults, random_schema
+
+SCHEMAS = int(os.environ.get("TEST_SCHEMAS", "60"))
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def driver(make_driver: Any) -> Any:
+    return make_driver("llama", queue=max(256, SCHEMAS))
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Any) -> Grammars:
+    return Grammars(tokenizer, vocabulary=512, end_tokens=[tokenizer.eos_token_id])
+
+
+def schema_grammar(schema: dict[str, Any]) -> Grammar:
+    return Grammar("json_schema", json.dumps(schema))
+
+
+def test_what_stops_fits_its_schema_and_what_is_cut_begins_one(driver: Any, tokenizer: Any) -> None:
+    source = random.Random(11)
+    schemas = [random_schema(source) for _ in range(SCHEMAS)]
+    numbers = {
+        driver.submit(
+            messages=MESSAGES, grammar=schema_grammar(schema), temperature=1.0, seed=index, max_tokens=source.choice([20, 120])
+        ): schema
+        for index, schema in enumerate(schemas)
+    }
+    driver.run(limit=100 * len(schemas))
+    reasons: dict[str, int] = {}
+    for number, schema in numbers.items():
+        outcome = driver.outcomes[number]
+        assert isinstance(outcome.last, Done), outcome.last
+        reasons[outcome.last.finish_reason] = reasons.get(outcome.last.finish_reason, 0) + 1
+        if outcome.last.finish_reason == "stop":
+            assert not faults(schema, json.loads(outcome.text)), outcome.text
+        else:
+            assert continues(tokenizer, schema, outcome.text), outcome.text
+    assert min(reasons["stop"], reasons["length"]) >= len(schemas) / 10
+
+
+def continues(tokenizer: Any, schema: dict[str, Any], text: str) -> bool:
+    """Whether the text, spelled in other tokens, is the beginning of something that fits."""
+    text_of = grammar_of(InferenceRequest(request_id="r", model="m", grammar=schema_grammar(schema)), ModelFormat())
+    assert text_of is not None
+    constraint = Grammars(tokenizer, vocabulary=512, end_tokens=[tokenizer.eos_token_id]).constraint(text_of, param="p")
+    try:
+        for token in tokenizer(text).input_ids:
+            constraint.take(token)
+    except BackendFailed:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("grammar", "expected"),
+    [
+        (Grammar("regex", r"[a-c]{3}/\d{2}"), r"[a-c]{3}/\d{2}"),
+        (Grammar("choice", json.dumps(["yes", 'no "maybe"', "grün\n"])), r"yes|no \"maybe\"|grün\n"),
+        (Grammar("lark", 'start: "<" inner ">"\ninner: /[xy]{1,4}/'), "<[xy]{1,4}>"),
+    ],
+)
+def test_other_forms(driver: Any, grammar: Grammar, expected: str) -> None:
+    for seed in range(4):
+        outcome = driver.answer(messages=MESSAGES, grammar=grammar, temperature=1.0, seed=seed, max_tokens=60)
+        assert outcome.last.finish_reason == "stop"
+        assert re.fullmatch(expected, outcome.text)
+
+
+def test_a_json_object_is_one(driver: Any) -> None:
+    outcome = driver.answer(messages=MESSAGES, grammar=Grammar("json_object"), temperature=1.0, seed=1, max_tokens=200)
+    assert outcome.text.startswith("{")
+    if outcome.last.finish_reason == "stop":
+        assert isinstance(json.loads(outcome.text), dict)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        schema_grammar({"type": "strin"}),
+        schema_grammar({"type": "integer", "minimum": 5, "maximum": 2}),
+        schema_grammar({"type": "object", "properties": {"a": False}, "required": ["a"]}),
+        schema_grammar({"$ref": "http://127.0.0.1:9/x"}),
+        schema_grammar({"not": {"type": "string"}}),
+        Grammar("regex", "[a-"),
+        Grammar("regex", "(?=x)y"),
+        Grammar("lark", "start: nothing"),
+        Grammar("lark", "x" * (grammar_module.LONGEST_GRAMMAR + 1)),
+    ],
+)
+def test_what_cannot_be_followed_is_the_clients_error(driver: Any, grammar: Grammar) -> None:
+    outcome = driver.answer(messages=MESSAGES, grammar=grammar)
+    assert isinstance(outcome.last, Fail)
+    assert (outcome.last.status, outcome.last.param) == (400, "response_format")
+    assert outcome.last.code in ("invalid_grammar", "grammar_too_large")
+
+
+def test_few_grammars_are_kept(grammars: Grammars) -> None:
+    texts = [json.dumps({"grammars": [{"lark_grammar": f'start: "{number}"'}]}) for number in range(grammar_module.MOST_KEPT + 3)]
+    for text in texts:
+        grammars.constraint(text, param="p")
+    assert [grammars.knows(text) for text in texts[:4]] == [False, False, False, True]
+    assert all(grammars.knows(text) for text in texts[-5:])
+
+
+def test_a_model_without_an_end_token_is_told_apart(tokenizer: Any) -> None:
+    with pytest.raises(BadRequest, match="end token"):
+        Grammars(tokenizer, vocabulary=512, end_tokens=[]).constraint("x", param="response_format")
