@@ -50,6 +50,7 @@ class Delivery:
         """Of the nodes that answered so far; empty: not known."""
         self.done: Done | None = None
         self.given: dict[int, array[int]] = {}
+        self._complete: set[int] = set()
 
     @property
     def tokens(self) -> int:
@@ -80,6 +81,7 @@ class Delivery:
         """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten."""
         self.node, self.numerics = node, numerics
         self.given.clear()
+        self._complete.clear()
         self._held.clear()
         self._characters = 0
         self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts))
@@ -92,9 +94,14 @@ class Delivery:
 
     def take(self, delta: Delta) -> None:
         """Pass new output on. Raises BackendFailed when it does not begin where the last one ended."""
+        if delta.choice in self._complete:
+            # Who goes on with several choices says again how the complete ones ended.
+            return
+        if delta.finish_reason is not None:
+            self._complete.add(delta.choice)
         if delta.token_ids:
             self._keep(delta)
-        elif delta.text:
+        elif delta.text or delta.reasoning or delta.tool_calls:
             # Text without tokens cannot be told from text that another node would say again.
             self._resumable = False
         self.emit(delta)

@@ -200,6 +200,31 @@ async def test_tokens_that_do_not_fit_are_not_passed_on(autojump_clock, mesh, ga
     await one.ended.wait()
 
 
+async def test_a_choice_that_is_complete_does_not_end_again(autojump_clock, mesh):
+    async def first(request, emit):
+        emit(Delta(0, [1], "a", choice=0))
+        emit(Delta(1, [], "", choice=0, finish_reason="stop"))
+        emit(Delta(0, [2], "b", choice=1))
+        raise BackendFailed("boom")
+
+    async def second(request, emit):
+        emit(Delta(1, [], "", choice=0, finish_reason="stop"))
+        emit(Delta(1, [3], "c", choice=1))
+        emit(Done("stop", Usage(1, 3), Performance(1.0, 2.0, 0.0, 100.0, 1)))
+
+    one, two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script.append(first)
+    two.script.append(second)
+    events = await events_of(dispatch_of(mesh))
+    assert two.requests[0].prior == [[1], [2]]
+    assert [(event.choice, event.text, event.finish_reason) for event in events if isinstance(event, Delta)] == [
+        (0, "a", None),
+        (0, "", "stop"),
+        (1, "b", None),
+        (1, "c", None),
+    ]
+
+
 async def test_a_request_that_kills_every_worker_at_the_same_token_is_given_up(autojump_clock, mesh, failing):
     nodes = [await mesh.node() for _ in range(6)]
 

@@ -234,3 +234,14 @@ async def test_two_requests_without_a_seed_get_different_ones(client, service):
             await http.post("/v1/chat/completions", json=CHAT)
     assert service.requests[0].seed != service.requests[1].seed
     assert service.requests[0].request_id != service.requests[1].request_id
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_a_client_may_want_an_error_rather_than_another_node(client, service, path):
+    body = {"model": "m", "prompt": "once"} if path == "completions" else CHAT
+    async with client() as http:
+        for wish in ("off", "on"):
+            assert (await http.post(f"/v1/{path}", json=body, headers={"x-infermesh-resume": wish})).status_code == 200
+        odd = await http.post(f"/v1/{path}", json=body, headers={"x-infermesh-resume": "maybe"})
+    assert [request.resume for request in service.requests] == [False, True]
+    assert (odd.status_code, odd.json()["error"]["param"]) == (400, "x-infermesh-resume")
