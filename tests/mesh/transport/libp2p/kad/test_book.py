@@ -11,8 +11,8 @@ from mesh.identity import Identity
 from mesh.transport.libp2p.kad import book as module
 from mesh.transport.libp2p.kad.book import AddressBook
 
-PEER = Identity.generate().peer_id
-OTHER = Identity.generate().peer_id
+PEER = Identity.from_seed(b"peer" * 8).peer_id
+OTHER = Identity.from_seed(b"other" * 6 + b"..").peer_id
 
 
 def book(known=()) -> AddressBook:
