@@ -67,6 +67,8 @@ class MockSettings:
     """A request says nothing more after this many words, and does not end."""
     busy: bool = False
     """Every request is refused with Busy."""
+    wake_seconds: float = 0.0
+    """Above 0 the models share one accelerator, and waking one takes so long."""
 
 
 def fingerprint(prompt: str, seed: int) -> int:
