@@ -279,6 +279,7 @@ class TorchBackend(Backend):
                 batching=ready.batching,
                 hardware_types=[ready.device.partition(":")[0]],
                 protocols=["infermesh"],
+                max_batch=ready.slots if ready.batching else 1,
             ),
         )
         self.load = ModelLoad("ready", slots=ready.slots)
