@@ -14,6 +14,7 @@ import struct
 import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 HOUR = 3600
 READER_PAUSE = 3.0
-FLOOD_TOKENS = 20_000
-"""About 4.5 MB of events: more than all buffers on the way hold."""
+FLOOD_TOKENS = 15_000
+"""About 3.5 MB of events: more than all buffers on the way hold."""
 CLOCK_SOURCE = Path(__file__).parents[1] / "system" / "shifted_clock.c"
 
 
@@ -142,7 +143,7 @@ async def slow_reader(scene: Scene) -> AsyncIterator[None]:
     scene.more += [Answer(body) for body in bodies]
     async with trio.open_nursery() as nursery:
         for answer in scene.more:
-            nursery.start_soon(lambda answer=answer: ask(scene.stage.patient, scene.stage.url, answer, pause=READER_PAUSE))
+            nursery.start_soon(partial(ask, scene.stage.patient, scene.stage.url, answer, pause=READER_PAUSE))
         for answer in scene.more:
             await answer.begun.wait()
         await trio.sleep(READER_PAUSE / 2)

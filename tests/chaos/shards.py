@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One fault. `wrong`: what was not as it must be. Times in seconds.
 
-    `gaps`: the longest pause of each stream that ran when it happened. `late`: by how much each answer in one piece that took another
-    node came later than without.
+    `gaps`: the longest pause of each stream that ran when it happened. `late`: by how much each answer in one piece that needed
+    another node came later than without.
     """
 
     kind: str

@@ -232,6 +232,6 @@ def client_in(place: Fleet, *, small: bool = False) -> httpx2.AsyncClient:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
     if isinstance(place, Host):
         return place.http(timeout=30)
-    options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)] if small else None
+    options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)] if small else None
     transport = httpx2.AsyncHTTPTransport(limits=limits, socket_options=options, retries=0, trust_env=False)
     return httpx2.AsyncClient(transport=transport, timeout=30, trust_env=False)
