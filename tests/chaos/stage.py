@@ -191,12 +191,13 @@ async def made_stage(plan: Plan, logs: Path) -> AsyncIterator[Stage]:
         if plan.flood:
             flood = ("--port", "0", "--service-type", "mock", "--args", f"{FLOOD};context_length=100000")
             nodes.append(Seat(centre, "flood", "node", *flood, *way_in))
+        right = Seat(outside, "reference", "node", *reference_args(plan.model))
         async with trio.open_nursery() as nursery:
-            for seat in (*gateways, *nodes):
+            for seat in (*gateways, *nodes, right):
                 nursery.start_soon(seat.start)
         async with client_in(centre) as http, client_in(centre, small=True) as patient, client_in(outside) as plain:
-            reference = await start_reference(outside, plain, plan)
-            stage = Stage(plan, http, bootstrap, gateways, nodes, reference, patient)
+            url = (await plain.get(f"{right.program.url}/info")).json()["url"]
+            stage = Stage(plan, http, bootstrap, gateways, nodes, Reference(plain, url), patient)
             await stage.whole()
             yield stage
     finally:
@@ -212,12 +213,11 @@ def folder(path: Path) -> Path:
     return path
 
 
-async def start_reference(outside: Fleet, http: httpx2.AsyncClient, plan: Plan) -> Reference:
-    """Of every model of the stage, as fast as it goes."""
-    models = f"{MOCK},{FLOOD};context_length=100000"
-    args = ("--service-type", "mock", "--args", models) if plan.model == MOCK else ()
-    node = await outside.node("--no-mdns", *args)
-    return Reference(http, str((await http.get(f"{node.url}/info")).json()["url"]))
+def reference_args(model: str) -> tuple[str, ...]:
+    """How a node is told to serve every model of a stage as fast as it goes."""
+    if model == DEMO:
+        return ("--port", "0")
+    return ("--port", "0", "--service-type", "mock", "--args", f"{MOCK},{FLOOD};context_length=100000")
 
 
 def node_args(model: str) -> tuple[str, ...]:
