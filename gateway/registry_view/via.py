@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.registry_view.client import VIA
 from mesh.errors import Conflict
 from mesh.http import Router
+from mesh.openai.remote.client import VIA
 
 if TYPE_CHECKING:
     from mesh.http import Request

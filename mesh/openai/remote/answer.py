@@ -1,8 +1,8 @@
-"""A foreign server's answer, as events of ours. No I/O: bytes go in, events come out.
+"""The answer of an OpenAI-compatible server, as events of ours. No I/O: bytes go in, events come out.
 
 1. One `Delta` per piece of text that the server sends. It has no token ids, for a text-only service has none to give, and its
    `offset` counts pieces. Such an answer cannot be resumed elsewhere.
-2. Pieces without text, reasoning and tool calls say nothing and make no event.
+2. Pieces without text, reasoning, tool calls and probabilities say nothing and make no event.
 3. The answer is whole when a finish reason or `[DONE]` came; what ends before is BackendFailed.
 4. Where the server counts no tokens, pieces are counted, and four bytes of the prompt make a token: an estimate.
 """
@@ -16,6 +16,7 @@ import trio
 
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta, Done, FinishReason, Performance, ToolCallDelta, Usage
+from mesh.openai.remote.probabilities import ChoiceLogprobs, token_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,7 @@ class _Choice(msgspec.Struct):
     delta: _Message | None = None
     message: _Message | None = None
     text: str | None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: str | None = None
 
 
@@ -138,10 +140,11 @@ class Answer:
         said = choice.delta or choice.message or _Message(content=choice.text)
         calls = [_call_delta(place, call) for place, call in enumerate(said.tool_calls or [])]
         reasoning = said.reasoning_content or said.reasoning or ""
-        if said.content or reasoning or calls:
+        logprobs = token_logprobs(choice.logprobs)
+        if said.content or reasoning or calls or logprobs:
             self._last = trio.current_time()
             self._first = self._first or self._last
-            self._emit(Delta(self._pieces, [], said.content or "", reasoning=reasoning, tool_calls=calls))
+            self._emit(Delta(self._pieces, [], said.content or "", reasoning=reasoning, tool_calls=calls, logprobs=logprobs))
             self._pieces += 1
         self._finish = choice.finish_reason or self._finish
 
@@ -171,7 +174,7 @@ def _call_delta(place: int, call: _Call) -> ToolCallDelta:
 
 
 def estimated_tokens(request: InferenceRequest) -> int:
-    """How many tokens the prompt may have: a gateway has no tokenizer."""
+    """How many tokens the prompt may have: only the server has its tokenizer."""
     if isinstance(request.prompt, list):
         return len(request.prompt)
     texts = [request.prompt or "", *(str(message.get("content") or "") for message in request.messages or [])]

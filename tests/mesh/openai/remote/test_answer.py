@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from gateway.registry_view.answer import MAX_LINE, Answer, estimated_tokens
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta, Done, InferenceRequest, ToolCallDelta
+from mesh.openai.remote.answer import MAX_LINE, Answer, estimated_tokens
 
 REQUEST = InferenceRequest(request_id="r", model="m", messages=[{"role": "user", "content": "12345678"}])
 
