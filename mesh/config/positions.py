@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,8 +57,8 @@ def _parts(dotted: str) -> list[str]:
 def _json_line(text: str, path: Sequence[str], index: int) -> int | None:
     start = 0
     for name, occurrence in zip(path, [0, index], strict=False):
-        found = next(islice(re.finditer(re.escape(json.dumps(name)) + r"\s*:", text[start:]), occurrence, None), None)
-        if found is None:
+        found = [match.start() for match in re.finditer(re.escape(json.dumps(name)) + r"\s*:", text[start:])]
+        if not found:
             break
-        start += found.start()
+        start += found[min(occurrence, len(found) - 1)]
     return text.count("\n", 0, start) + 1 if start else None

@@ -105,17 +105,23 @@ class CliBackend(Backend):
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run the tool once. Raises Busy, BadRequest, TimedOut, and BackendFailed when it fails."""
         refuse(request, "a command-line tool")
+        await self._take_turn(request.model)
+        try:
+            await self._answer(request, emit)
+        finally:
+            self._turns.release()
+
+    async def _take_turn(self, model: str) -> None:
+        with suppress(trio.WouldBlock):
+            self._turns.acquire_nowait()
+            return
         if self._waiting >= WAITING * self._parallel:
-            raise Busy(f"{self._waiting} requests wait for {request.model} on this node; try again", retry_after=5)
+            raise Busy(f"{self._waiting} requests wait for {model} on this node; try again", retry_after=5)
         self._waiting += 1
         try:
             await self._turns.acquire()
         finally:
             self._waiting -= 1
-        try:
-            await self._answer(request, emit)
-        finally:
-            self._turns.release()
 
     def status(self) -> BackendStatus:
         """What P+1 tells of it: it works as long as the node does; the last failure of a request is told."""
