@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.errors import MeshError, Misconfigured
+from mesh.http.keys import Keys
 from mesh.network import network_peer
 from node.backends.build import build
 from node.hardware import discover
@@ -22,6 +23,7 @@ from node.http import url_of
 from node.outlets import Outlets
 from node.progress import LoadingProgress
 from node.service import NodeService
+from node.way_in import keep_asking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +58,7 @@ class Node:
         self._backends = [backend for each in built for backend in each.backends]
         self._progress = progress
         self._service = NodeService(self._backends)
-        self._outlets = Outlets(built, self._service)
+        self._outlets = Outlets(built, self._service, keys=Keys.read(config.api_keys) if config.api_keys else None)
 
     async def run(self) -> None:
         """The whole life."""
@@ -69,6 +71,8 @@ class Node:
             self._announce(peer)
             await self._start(nursery, peer)
             nursery.start_soon(self._keep_announcing, peer)
+            if config.registry_url:
+                nursery.start_soon(keep_asking, peer, config.registry_url, config.heartbeat_interval)
             program.ready(addresses=peer.addresses, http=url_of(config.host, self._outlets.first + 1))
             await program.stopping.wait()
             await self._leave(peer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path  # noqa: TC003 - the schema is read at run time
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -53,7 +54,11 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
         msgspec.Meta(ge=0, le=65534),
         Option(help="P: OpenAI HTTP; P+1 tells health, models and info. 0 takes a free pair."),
     ] = 8100
-    insecure: Annotated[bool, Option(help="Allow --host to open the HTTP ports, which ask for no key, to others.")] = False
+    insecure: Annotated[bool, Option(help="Allow --host to open HTTP ports that ask for no key to others.")] = False
+    api_keys: Annotated[
+        Path | None,
+        Option(help="A TOML file of the keys that P and P+1 ask for: [[key]] with name, hash and scopes.", metavar="FILE"),
+    ] = None
     registry_url: Annotated[
         str,
         Option(help="A gateway to find the mesh through, as http://HOST:8000.", metavar="URL", check=_check_registry_url),

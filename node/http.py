@@ -19,12 +19,14 @@ import trio
 
 from mesh.errors import Misconfigured, Unavailable
 from mesh.http import Request, Response, Router, serve
+from mesh.http.keys import Guard, KeyedRouter
 from mesh.openai.routes import OpenAIRoutes
 from mesh.openai.translate import model_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mesh.http.keys import Keys
     from mesh.messages.record import ModelState
     from node.backends.base import BackendStatus
     from node.service import NodeService
@@ -161,13 +163,15 @@ def _metrics(status: BackendStatus) -> dict[str, Any] | None:
 class Ports:
     """The two listeners. `stop` lets what is in flight on P finish, `stopped` says when it has."""
 
-    def __init__(self, service: NodeService, *, supervisor_only: bool = False) -> None:
-        """`supervisor_only`: P is somebody else's."""
+    def __init__(self, service: NodeService, *, supervisor_only: bool = False, keys: Keys | None = None) -> None:
+        """`supervisor_only`: P is somebody else's. Without `keys`, nobody is asked for one."""
         self._supervisor_only = supervisor_only
         self.port = 0
         self.stopped = trio.Event()
         self._stopping = trio.Event()
-        self._openai, self._supervisor = Router(), Router()
+        self._openai, self._supervisor = KeyedRouter(), KeyedRouter()
+        if keys is not None:
+            self._openai.guard, self._supervisor.guard = Guard(keys), Guard(keys, administrative=True)
         self.routes = SupervisorRoutes(service)
         self.routes.mount(self._supervisor)
         OpenAIRoutes(service, service.entries).mount(self._openai)

@@ -16,20 +16,23 @@ if TYPE_CHECKING:
 
     import trio
 
+    from mesh.http.keys import Keys
     from node.backends.build import Built
 
 
 class Outlets:
     """All the ports; `first` is P of the first backend. `ports` is what the record says of them."""
 
-    def __init__(self, built: Sequence[Built], service: NodeService) -> None:
+    def __init__(self, built: Sequence[Built], service: NodeService, *, keys: Keys | None = None) -> None:
         """`service` is what a node's only backend answers by, which then drains with the node."""
         self.first = 0
         self.ports: dict[str, int] = {}
         self._built = list(built)
         services = [service] if len(built) == 1 else [NodeService(each.backends) for each in built]
         self._services = services
-        self._all = [Ports(one, supervisor_only=each.answers_itself) for one, each in zip(services, built, strict=True)]
+        self._all = [
+            Ports(one, supervisor_only=each.answers_itself, keys=keys) for one, each in zip(services, built, strict=True)
+        ]
 
     async def open(self, nursery: trio.Nursery, *, name: str, host: str) -> None:
         """Bind them all, to be served until the nursery is cancelled. Raises Misconfigured when one cannot be had."""

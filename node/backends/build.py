@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     OnLoading = Callable[[str, Loading], None]
 
 OPENAI_URL = "https://api.openai.com"
+SERVED_BY_US = frozenset({"torch", "mock", "openai", "anthropic", "cli"})
+"""Types whose P the node answers; the others are programs that have it for themselves."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def build_backends(config: NodeConfig, *, on_loading: OnLoading | None = None) -
 
 def build(config: NodeConfig, *, on_loading: OnLoading | None = None) -> Sequence[Built]:
     """The same, by the backends of the file. Raises Misconfigured."""
-    check_host(config.host, insecure=config.insecure)
     units = [_with_port(unit) for unit in plan(config)]
+    if not config.insecure:
+        _check_host(config, units)
     if config.model and not any(unit.settings.kind == "torch" for unit in units):
         raise Misconfigured(
             f"--model is for the built-in engine; the type {units[0].settings.kind} takes no such models; leave it out"
@@ -91,7 +94,7 @@ def _made(config: NodeConfig, unit: Unit, is_first: bool, on_loading: OnLoading 
 
 def _with_port(unit: Unit) -> Unit:
     """A program has to be told its port before it starts."""
-    if unit.port or unit.settings.kind in ("torch", "mock", "openai", "anthropic", "cli"):
+    if unit.port or unit.settings.kind in SERVED_BY_US:
         return unit
     return replace(unit, port=free_pair(unit.host))
 
@@ -171,14 +174,19 @@ def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path) -> T
     )
 
 
-def check_host(host: str, *, insecure: bool) -> None:
-    """A port that asks for no key must not be reachable by accident. Raises Misconfigured."""
+def _check_host(config: NodeConfig, units: Sequence[Unit]) -> None:
+    """A port that asks for no key must not be reachable by accident."""
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
+        is_loopback = ipaddress.ip_address(config.host).is_loopback
     except ValueError:
-        is_loopback = host == "localhost"
-    if not is_loopback and not insecure:
-        raise Misconfigured(
-            f"--host {host} opens the node's HTTP ports to others, without a key; a gateway reaches the node through the"
-            " mesh and needs no port: leave --host out, or add --insecure"
-        )
+        is_loopback = config.host == "localhost"
+    if is_loopback:
+        return
+    programs = [unit.id for unit in units if unit.settings.kind not in SERVED_BY_US]
+    if config.api_keys and not programs:
+        return
+    why = f"{programs[0]} answers there itself, and --api-keys does not reach it" if config.api_keys else "without a key"
+    raise Misconfigured(
+        f"--host {config.host} opens the node's HTTP ports to others ({why}); a gateway reaches the node through the mesh and"
+        " needs no port: leave --host out, or add --insecure"
+    )

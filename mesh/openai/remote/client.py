@@ -129,6 +129,13 @@ class RemoteClient:
         async with self._get(url) as response:
             return bool(response.is_success)
 
+    async def fetch(self, url: str) -> bytes:
+        """What is there, at most MAX_MODELS_BODY bytes of it. No limit of time of its own. Raises MeshError."""
+        async with self._get(url) as response:
+            if response.status_code != 200:
+                raise self._refusal(response, await _read(response, MAX_ERROR_BODY, cut=True))
+            return await _read(response, MAX_MODELS_BODY)
+
     async def post(self, url: str) -> None:
         """Ask for something that has no body and no answer, and wait until it is done. Raises MeshError."""
         async with self._ask(self._http.build_request("POST", url)) as response:
