@@ -17,7 +17,7 @@ import trio
 from mesh.errors import MeshError, Misconfigured
 from mesh.http.keys import Keys
 from mesh.network import network_peer
-from node.backends.build import build
+from node.backends.build import build, build_found
 from node.hardware import discover
 from node.http import url_of
 from node.outlets import Outlets
@@ -44,6 +44,8 @@ async def serve(program: Program, config: NodeConfig) -> None:
     progress = LoadingProgress()
     try:
         built = build(config, on_loading=progress.loading)
+        if config.auto_discover:
+            built = [*built, *await build_found(config, built)]
         await Node(program, config, built, progress).run()
     finally:
         progress.close()

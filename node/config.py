@@ -90,6 +90,13 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
             metavar="SECONDS",
         ),
     ] = 60.0
+    auto_discover: Annotated[
+        bool,
+        Option(
+            help="Serve what other model servers of this machine have, found at their usual ports when the node starts.",
+            environment=("HF_AUTO_DISCOVER",),
+        ),
+    ] = False
     backend: Annotated[list[BackendSettings], Option(help="What runs models, one for each [[backend]] of the file.")] = (
         msgspec.field(default_factory=list)
     )

@@ -14,6 +14,7 @@ from node.backends.anthropic.server import URL as ANTHROPIC_URL
 from node.backends.anthropic.server import AnthropicServer, secrets
 from node.backends.argv import arguments
 from node.backends.cli import CliBackend
+from node.backends.discovery import discover
 from node.backends.keys import key_of
 from node.backends.mock import MockBackend, parse_mock
 from node.backends.plan import plan
@@ -21,6 +22,7 @@ from node.backends.program import ProgramBackend
 from node.backends.remote import RemoteBackend
 from node.backends.servers import OpenAIServer
 from node.backends.torch import TorchBackend, TorchSettings, require_worker_packages
+from node.backends.unit import Unit
 from node.http import free_pair, url_of
 from node.model_directory import check_model_directory
 from node.models import DEMO_MODEL_ID, demo_model_path
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from mesh.messages.worker import Loading
     from node.backends.base import Backend
     from node.backends.settings import BackendSettings
-    from node.backends.unit import Unit
     from node.config import NodeConfig
 
     OnLoading = Callable[[str, Loading], None]
@@ -69,10 +70,22 @@ def build(config: NodeConfig, *, on_loading: OnLoading | None = None) -> Sequenc
             f"--model is for the built-in engine; the type {units[0].settings.kind} takes no such models; leave it out"
         )
     first = next((unit for unit in units if unit.settings.kind == "torch"), None)
-    return [Built(unit, _made(config, unit, unit is first, on_loading)) for unit in units]
+    return [Built(unit, _made(config, unit, on_loading, is_first=unit is first)) for unit in units]
 
 
-def _made(config: NodeConfig, unit: Unit, is_first: bool, on_loading: OnLoading | None) -> Sequence[Backend]:
+async def build_found(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:
+    """Backends for what other programs of this machine serve, beside those that were configured."""
+    own = {number for each in built for number in (each.unit.port, each.unit.port + 1)}
+    names = {each.unit.id for each in built}
+    units = [
+        Unit(settings=settings, id=settings.id, host=config.host, check_interval=config.check_interval)
+        for settings in await discover(own)
+        if settings.id not in names
+    ]
+    return [Built(unit, _made(config, unit)) for unit in units]
+
+
+def _made(config: NodeConfig, unit: Unit, on_loading: OnLoading | None = None, *, is_first: bool = False) -> Sequence[Backend]:
     match unit.settings.kind:
         case "torch":
             named = config.model if is_first else {}
