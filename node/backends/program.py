@@ -24,6 +24,8 @@ from node.process import ChildProcess
 from node.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from mesh.messages.record import ModelState
     from node.backends.servers import Server
     from node.backends.unit import Unit
@@ -191,7 +193,7 @@ class ProgramBackend(ServedBackend):
         with trio.move_on_after(self._unit.settings.start_timeout):
             while True:
                 await trio.sleep(wait)
-                problem = await self._look() or await self._doze_again()
+                problem = await self._hear(self.look, LOOK_SECONDS) or await self._doze_again()
                 if problem is None:
                     self._supervisor.ready()
                     self._ready.set()
@@ -217,18 +219,18 @@ class ProgramBackend(ServedBackend):
                 continue
             if self.activity.stalled > limit:
                 return f"hung: no progress for {limit:g} s with {self.activity.in_flight} requests under way"
-            if await self._look(limit) is not None and trio.current_time() - self._heard > limit:
+            if await self._hear(self.listen, min(LOOK_SECONDS, limit)) is not None and trio.current_time() - self._heard > limit:
                 return f"hung: alive, but it answered nothing for {limit:g} s"
 
-    async def _look(self, limit: float = LOOK_SECONDS) -> str | None:
-        """What is wrong with it now; None when it answers."""
+    async def _hear(self, ask: Callable[[], Awaitable[None]], limit: float) -> str | None:
+        """What is wrong with it now; None when it answers within `limit` seconds."""
         try:
-            with trio.fail_after(min(LOOK_SECONDS, limit)):
-                await self.look()
+            with trio.fail_after(limit):
+                await ask()
         except MeshError as error:
             return error.message
         except trio.TooSlowError:
-            return f"no answer within {LOOK_SECONDS:g} s"
+            return f"no answer within {limit:g} s"
         self._heard = trio.current_time()
         return None
 

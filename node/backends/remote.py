@@ -83,7 +83,7 @@ class RemoteBackend(ServedBackend):
     async def _see(self) -> None:
         try:
             with trio.fail_after(LOOK_SECONDS):
-                await self.look()
+                await (self.listen() if self._state == "ready" and self._unit.settings.upstream_model else self.look())
         except MeshError as error:
             self._enter("failed", error.message)
         except trio.TooSlowError:

@@ -1,7 +1,8 @@
 """What backends have in common whose models a server answers for: the models, their state, and requests on their way.
 
 1. What is announced is what the settings name, else what the server lists; at most `MAX_LISTED` models that nobody named.
-2. Ready means a real answer: the list with every named model, or one token where `upstream_model` says what to ask for.
+2. Ready means a real answer: the list with every named model, or one token where `upstream_model` says what to ask for. What is
+   ready is only listened to: tokens cost somebody something.
 3. A request for a model that is not ready is refused at once; so is one over the limit of requests under way.
 4. The server knows no token ids: an answer of its models is not continued elsewhere.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mesh.errors import BackendFailed, BadRequest, Busy, Unavailable
+from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, Unavailable
 from mesh.messages.inference import InferenceRequest
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
@@ -25,7 +26,6 @@ from node.backends.base import Backend, nobody_listens
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mesh.errors import MeshError
     from mesh.messages.inference import Event
     from mesh.messages.record import ModelState
     from mesh.service import Emit
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 24
 """A node's record has room for about so many."""
+_SILENT = frozenset({"service_unreachable", "service_lost", "engine_timeout"})
+"""Codes of errors that no answer stands behind."""
 SLOTS = 8
 """What a server is taken to do at once, for want of a better number."""
 
@@ -104,6 +106,14 @@ class ServedBackend(Backend):
         if not named and len(listed) > MAX_LISTED:
             raise BackendFailed(f"it lists {len(listed)} models; name in `models` those to announce", code="no_models")
         self._models = {name: listed[name] for name in named or listed}
+
+    async def listen(self) -> None:
+        """Hear of the server at all, without asking for a token. No time limit of its own. Raises MeshError when it is silent."""
+        try:
+            await self._server.models()
+        except MeshError as error:
+            if error.code in _SILENT:
+                raise
 
     async def prove(self) -> None:
         """Have the first model say one token. No time limit of its own. Raises MeshError when it does not."""

@@ -23,11 +23,11 @@ from node.supervisor import RestartPolicy
 PROGRAM = str(Path(__file__).parent / "openai_program.py")
 
 
-def made(*how: str, **settings) -> ProgramBackend:
+def made(*how: str, restarts: int = 100, **settings) -> ProgramBackend:
     port = free_pair("127.0.0.1")
     words = [PROGRAM, "{port}", *how]
     options = {"type": "command", "command": sys.executable, "args": words, "grace": 1.0, **settings}
-    unit = Unit(settings=BackendSettings(**options), id="it", port=port, restarts=RestartPolicy(delay=0.1))
+    unit = Unit(settings=BackendSettings(**options), id="it", port=port, restarts=RestartPolicy(delay=0.1, limit=restarts))
     return ProgramBackend(unit, OpenAIServer(f"http://127.0.0.1:{port}", RemoteClient()))
 
 
@@ -98,19 +98,23 @@ async def test_one_whose_requests_get_no_answer_is_replaced_although_it_lists_it
     assert backend.status().last_error == "hung: no progress for 0.6 s with 1 requests under way"
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [("crash", "RuntimeError: this one crashes"), ("unlisted", "lists no model yet"), ("mute", "it said nothing")],
-)
-async def test_one_that_never_gets_ready_is_a_crash_loop_with_its_cause(nursery, how, said):
-    backend = made(how, start_timeout=0.5, grace=0.2)
+async def test_one_that_crashes_again_and_again_is_a_crash_loop_with_its_cause(nursery):
+    backend = made("crash")
     await nursery.start(backend.run)
     assert backend.state == "failed"
     assert backend.status().last_error.startswith("crash loop, 3 deaths in a row")
-    assert said in backend.status().last_error
+    assert "RuntimeError: this one crashes" in backend.status().last_error
     with pytest.raises(Unavailable) as caught:
         await say(backend)
     assert caught.value.code == "model_failed"
+
+
+@pytest.mark.parametrize(("how", "said"), [("unlisted", "lists no model yet"), ("mute", "not ready within start_timeout, 2 s")])
+async def test_one_that_never_gets_ready_is_ended(nursery, how, said):
+    backend = made(how, start_timeout=2.0, grace=0.2, restarts=0)
+    await nursery.start(backend.run)
+    assert (backend.state, backend.status().pid) == ("failed", None)
+    assert said in backend.status().last_error
 
 
 async def test_a_port_that_somebody_has_is_not_taken_for_its_own():
@@ -126,8 +130,16 @@ async def test_names_of_the_file_stand_for_what_the_server_calls_them(nursery):
     assert await say(backend, "n") == "x deep/inside"
 
 
+async def test_the_token_that_shows_it_ready_is_not_asked_for_again(nursery):
+    backend = made("stuck", models=["near"], upstream_model="deep", progress_timeout=0.6)
+    await nursery.start(backend.run)
+    pid = backend.status().pid
+    await trio.sleep(1.5)
+    assert (backend.state, backend.status().pid) == ("ready", pid)
+
+
 async def test_a_named_model_that_it_does_not_list_is_the_reason_that_it_is_not_ready(nursery):
-    backend = made(models=["other"], start_timeout=0.5)
+    backend = made(models=["other"], start_timeout=2.0, restarts=0)
     await nursery.start(backend.run)
     assert "it lists far, and not other" in backend.status().last_error
 
@@ -150,7 +162,7 @@ async def test_a_command_sleeps_by_ending_and_wakes_by_starting(nursery):
 
 
 async def test_a_wake_that_fails_says_so_and_leaves_nothing_running(nursery):
-    backend = made(start_timeout=1.0)
+    backend = made(start_timeout=4.0)
     await nursery.start(backend.run)
     await backend.sleep()
     backend._argv = [sys.executable, PROGRAM, str(backend._unit.port), "unlisted"]
