@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from mesh.errors import Misconfigured
-from node.backends.build import build_backends
+from node.backends.build import build, build_backends
 from node.backends.mock import MockBackend
 from node.backends.settings import BackendSettings
 from node.backends.torch import TorchBackend
@@ -60,3 +62,51 @@ def test_loopback_needs_no_permission(host: str) -> None:
 
 def test_an_open_port_can_be_asked_for() -> None:
     assert build_backends(one({"host": "0.0.0.0", "insecure": True}, type="mock", args="a"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"type": "openai", "url": "127.0.0.1:11434"}, "--backend-url: '127.0.0.1:11434' is not a server's address"),
+        ({"type": "openai", "url": "http://me:secret@host"}, "is not a server's address"),
+        ({"type": "anthropic"}, "--backend-models: the type anthropic needs models"),
+        ({"type": "cli", "command": "cat"}, "--backend-models: the type cli needs models"),
+        ({"type": "command"}, "--command: the type command needs a command"),
+        ({"type": "command", "command": "no-such-program-anywhere"}, "there is no program"),
+        ({"type": "command", "command": "cat", "work_dir": Path("/nowhere")}, "there is no folder /nowhere"),
+        ({"type": "torch", "models": ["x"]}, "--path: the type torch needs path"),
+        ({"type": "mock", "models": ["x"], "knobs": {"speed": "1"}}, "'speed=1' is not a knob"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(value.get("type")),
+)
+def test_a_backend_of_another_type_that_cannot_work_is_refused(settings, part) -> None:
+    with pytest.raises(Misconfigured) as caught:
+        build_backends(one(**settings))
+    assert part in caught.value.message
+
+
+def test_a_child_has_its_port_before_it_starts_and_others_when_they_are_bound() -> None:
+    (built,) = build(one({"port": 0}, type="command", command="cat", args=["{port}"]))
+    assert built.answers_itself
+    assert built.unit.port > 0
+    (built,) = build(one({"port": 0}, type="mock", models=["a"]))
+    assert (built.answers_itself, built.unit.port) == (False, 0)
+
+
+def test_several_backends_of_all_kinds() -> None:
+    settings = [
+        BackendSettings(type="openai", url="http://127.0.0.1:9", models=["a"]),
+        BackendSettings(type="anthropic", models=["b"]),
+        BackendSettings(type="cli", command="cat", models=["c", "d"]),
+        BackendSettings(type="mock", models=["e"], knobs={"slots": "3"}),
+    ]
+    backends = build_backends(NodeConfig(backend=settings))
+    assert [entry.id for backend in backends for entry in backend.entries()] == ["a", "b", "c", "d", "e"]
+    assert backends[-1].load.slots == 3
+
+
+def test_keys_open_the_host_for_what_the_node_serves_itself(tmp_path) -> None:
+    opened = {"host": "0.0.0.0", "api_keys": tmp_path / "keys.toml"}
+    assert build_backends(one(opened, type="mock", models=["a"]))
+    with pytest.raises(Misconfigured, match="does not reach it"):
+        build_backends(one(opened, type="command", command="cat"))
