@@ -1,7 +1,7 @@
 """The node's HTTP ports: P answers OpenAI, P+1 tells the truth about what runs behind it.
 
 1. A program that answers OpenAI's API itself has P, and the node P+1 alone; else the node has both.
-2. P+1's `/health` is 200 only while a model works here: every one = healthy, some = degraded; none = 503.
+2. P+1's `/health` is 200 only while a model works here, whatever process exists; its level is that of `mesh.health`.
 3. Both ports are bound or none is; port 0 means a pair that was free together.
 """
 
@@ -22,6 +22,7 @@ from mesh.http import Request, Response, Router, serve
 from mesh.http.keys import Guard, KeyedRouter
 from mesh.openai.routes import OpenAIRoutes
 from mesh.openai.translate import model_object
+from node.status import node_level, node_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class Identification:
 
 
 class SupervisorRoutes:
-    """`/health`, `/models`, `/info` and `/network`."""
+    """`/health`, `/models`, `/info`, `/status` and `/network`."""
 
     def __init__(self, service: NodeService) -> None:
         self.me: Identification | None = None
@@ -61,13 +62,14 @@ class SupervisorRoutes:
         router.add("GET", "/models", self._models)
         router.add("GET", "/v1/models", self._models)
         router.add("GET", "/info", self._info)
+        router.add("GET", "/status", self._status)
         router.add("GET", "/network", self._network)
 
     async def _health(self, _: Request) -> Response:
         me, statuses = self._identification(), self._statuses()
         working = sum(_works(status) for status in statuses)
         body = {
-            "status": _level(statuses, working),
+            "status": node_level(self._service),
             "service": me.name,
             "babysitter": "enhanced",
             "backend_running": working > 0,
@@ -103,11 +105,15 @@ class SupervisorRoutes:
         }
         return Response.json(body)
 
+    async def _status(self, _: Request) -> Response:
+        me = self._identification()
+        return Response.json(node_report(self._service, url_of(me.host, me.port)))
+
     async def _network(self, _: Request) -> Response:
         return Response.json(self.network())
 
     def _statuses(self) -> list[BackendStatus]:
-        return [backend.status() for backend in self._service.backends.values()]
+        return [backend.status() for backend in dict.fromkeys(self._service.backends.values())]
 
     def _identification(self) -> Identification:
         if self.me is None:
@@ -117,12 +123,6 @@ class SupervisorRoutes:
 
 def _works(status: BackendStatus) -> bool:
     return status.running or status.state == "asleep"
-
-
-def _level(statuses: Sequence[BackendStatus], working: int) -> str:
-    if working:
-        return "healthy" if working == len(statuses) else "degraded"
-    return "initializing" if any(status.state == "loading" and not status.last_error for status in statuses) else "unhealthy"
 
 
 def _state(statuses: Sequence[BackendStatus]) -> ModelState:

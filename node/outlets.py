@@ -28,7 +28,7 @@ class Outlets:
         self.first = 0
         self.ports: dict[str, int] = {}
         self._built = list(built)
-        services = [service] if len(built) == 1 else [NodeService(each.backends) for each in built]
+        services = [service] if len(built) == 1 else [NodeService(each.backends, usages=service.usages) for each in built]
         self._services = services
         self._all = [
             Ports(one, supervisor_only=each.answers_itself, keys=keys) for one, each in zip(services, built, strict=True)

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from mesh.errors import Conflict, NotFound, TimedOut, Unavailable
+from node.backends.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 class NodeService:
     """An `InferenceService` over this node's backends; see the head of this file."""
 
-    def __init__(self, backends: Sequence[Backend]) -> None:
+    def __init__(self, backends: Sequence[Backend], *, usages: dict[Backend, Usage] | None = None) -> None:
+        """`usages`: those of another service over the same backends, which counts with this one."""
         self._backends = tuple(backends)
         self.draining = False
+        self.usages = {} if usages is None else usages
         self._running: set[str] = set()
         self._idle = trio.Event()
 
@@ -46,6 +49,10 @@ class NodeService:
             for entry in backend.entries() or (backend.entry,):
                 found.setdefault(entry.id, backend)
         return found
+
+    def usage(self, backend: Backend) -> Usage:
+        """What became of the requests of one backend."""
+        return self.usages.setdefault(backend, Usage())
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a backend's entry changes; it must not raise."""
@@ -78,7 +85,8 @@ class NodeService:
             raise Conflict(f"request {request.request_id} is running here already", code="request_in_progress")
         self._running.add(request.request_id)
         try:
-            await _in_time(backend, request, emit)
+            with self.usage(backend).request():
+                await _in_time(backend, request, emit)
         finally:
             self._running.discard(request.request_id)
             if not self._running:
