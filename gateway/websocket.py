@@ -57,8 +57,16 @@ class Session:
     """One socket. See the head of this file."""
 
     def __init__(
-        self, socket: WebSocket, client_id: str, *, service: InferenceService, topics: Topics, max_requests: int = MAX_REQUESTS
+        self,
+        socket: WebSocket,
+        client_id: str,
+        *,
+        service: InferenceService,
+        topics: Topics,
+        max_requests: int = MAX_REQUESTS,
+        tenant: str = ANONYMOUS,
     ) -> None:
+        self._tenant = tenant
         self._socket = socket
         self._client_id = client_id
         self._service = service
@@ -111,7 +119,7 @@ class Session:
         self._send("subscribed", topics=topics)
         for topic in topics:
             if topic not in self._subscriptions:
-                self._subscriptions[topic] = self._topics.subscribe(topic, self._socket.send, tenant=ANONYMOUS)
+                self._subscriptions[topic] = self._topics.subscribe(topic, self._socket.send, tenant=self._tenant)
 
     def _unsubscribe(self, topics: list[str]) -> None:
         self._topics.check(topics)
@@ -159,7 +167,7 @@ class Session:
     async def _answer(self, answer: _Answer, message: Inference) -> None:
         try:
             with answer.scope:
-                await self._service.infer(request_of(message, tenant=ANONYMOUS), paced(answer.emit, self._socket.room))
+                await self._service.infer(request_of(message, tenant=self._tenant), paced(answer.emit, self._socket.room))
             if answer.scope.cancel_called:
                 answer.fail(BackendFailed("the answer grew too long for one message; ask for a stream", code="reply_too_large"))
         except MeshError as error:

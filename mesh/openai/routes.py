@@ -79,12 +79,12 @@ class OpenAIRoutes:
 
     async def _chat(self, request: Request) -> Response | StreamingResponse:
         parsed = parse_chat(request)
-        inference = _as_headers_say(request, chat_inference(parsed.body, _identity()))
+        inference = _as_headers_say(request, chat_inference(parsed.body, _identity(request)))
         return await self._answer("chat", parsed.body, inference, parsed.ignored)
 
     async def _complete(self, request: Request) -> Response | StreamingResponse:
         parsed = parse_completion(request)
-        inference = _as_headers_say(request, completion_inference(parsed.body, _identity()))
+        inference = _as_headers_say(request, completion_inference(parsed.body, _identity(request)))
         return await self._answer("completion", parsed.body, inference, parsed.ignored)
 
     async def _answer(
@@ -206,8 +206,10 @@ def _as_headers_say(request: Request, inference: InferenceRequest) -> InferenceR
     return inference if wish == "on" else msgspec.structs.replace(inference, resume=False)
 
 
-def _identity() -> Identity:
-    return Identity(request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(_SEED_BITS))
+def _identity(request: Request) -> Identity:
+    return Identity(
+        request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(_SEED_BITS), tenant=request.tenant
+    )
 
 
 def _node_headers(accepted: Accepted) -> Headers:

@@ -1,32 +1,24 @@
 """The answer of an OpenAI-compatible server, as events of ours. No I/O: bytes go in, events come out.
 
-1. One `Delta` per piece of text that the server sends. It has no token ids, for a text-only service has none to give, and its
-   `offset` counts pieces. Such an answer cannot be resumed elsewhere.
-2. Pieces without text, reasoning, tool calls and probabilities say nothing and make no event.
-3. The answer is whole when a finish reason or `[DONE]` came; what ends before is BackendFailed.
-4. Where the server counts no tokens, pieces are counted, and four bytes of the prompt make a token: an estimate.
+1. The answer is whole when a finish reason or `[DONE]` came; what ends before is BackendFailed.
+2. What the server says of tokens and their probabilities is passed on; where it says nothing, `pieces` estimates.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import trio
 
 from mesh.errors import BackendFailed
-from mesh.messages.inference import Delta, Done, FinishReason, Performance, ToolCallDelta, Usage
+from mesh.messages.inference import ToolCallDelta
+from mesh.openai.remote.event_stream import EventStream
+from mesh.openai.remote.pieces import Pieces
 from mesh.openai.remote.probabilities import ChoiceLogprobs, token_logprobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mesh.messages.inference import InferenceRequest
     from mesh.service import Emit
-
-MAX_LINE = 1024 * 1024
-BYTES_PER_TOKEN = 4
-_FINISH_REASONS = frozenset(get_args(FinishReason))
 
 
 class _Function(msgspec.Struct):
@@ -74,57 +66,34 @@ class Answer:
     """One answer on its way in."""
 
     def __init__(self, request: InferenceRequest, emit: Emit) -> None:
-        self._emit = emit
-        self._prompt_tokens = estimated_tokens(request)
-        self._buffer = bytearray()
-        self._data: list[bytes] = []
-        self._pieces = 0
-        self._finish: str | None = None
-        self._complete = False
-        self._usage = _Usage()
-        self._began = trio.current_time()
-        self._first = self._last = 0.0
-
-    @property
-    def complete(self) -> bool:
+        self.complete = False
         """True once the server said that nothing more comes."""
-        return self._complete
+        self._pieces = Pieces(request, emit)
+        self._stream = EventStream()
+        self._finish: str | None = None
+        self._usage = _Usage()
 
     def feed(self, data: bytes) -> None:
         """Bytes of an event stream. Raises BackendFailed when they are none, or when the server reports an error."""
-        self._buffer += data
-        for line in self._lines():
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-            elif not line and self._data:
-                event, self._data = b"\n".join(self._data), []
-                self._take(event)
-        if len(self._buffer) + sum(map(len, self._data)) > MAX_LINE:
-            raise BackendFailed(f"the service sent an event of more than {MAX_LINE} bytes", code="bad_answer")
+        for event in self._stream.feed(data):
+            self._take(event)
 
     def take_whole(self, body: bytes) -> None:
         """The body of an answer in one piece, from a server that does not stream."""
         self._take(body)
-        self._complete = True
+        self.complete = True
 
     def end(self) -> None:
         """The server has said all: emit `Done`. Raises BackendFailed when the answer is not whole."""
-        if self._data:
-            event, self._data = b"\n".join(self._data), []
-            self._take(event)
-        if not self._complete and self._finish is None:
+        if rest := self._stream.rest():
+            self._take(rest)
+        if not self.complete and self._finish is None:
             raise BackendFailed("the service ended its answer in the middle; send the request again", code="incomplete_answer")
-        self._emit(self._done())
-
-    def _lines(self) -> Iterator[bytes]:
-        *lines, rest = self._buffer.split(b"\n")
-        self._buffer = rest
-        for line in lines:
-            yield bytes(line.removesuffix(b"\r"))
+        self._pieces.done(self._finish, prompt_tokens=self._usage.prompt_tokens, completion_tokens=self._usage.completion_tokens)
 
     def _take(self, event: bytes) -> None:
         if event.strip() == b"[DONE]":
-            self._complete = True
+            self.complete = True
             return
         try:
             chunk = _decoder.decode(event)
@@ -138,32 +107,13 @@ class Answer:
 
     def _choose(self, choice: _Choice) -> None:
         said = choice.delta or choice.message or _Message(content=choice.text)
-        calls = [_call_delta(place, call) for place, call in enumerate(said.tool_calls or [])]
-        reasoning = said.reasoning_content or said.reasoning or ""
-        logprobs = token_logprobs(choice.logprobs)
-        if said.content or reasoning or calls or logprobs:
-            self._last = trio.current_time()
-            self._first = self._first or self._last
-            self._emit(Delta(self._pieces, [], said.content or "", reasoning=reasoning, tool_calls=calls, logprobs=logprobs))
-            self._pieces += 1
-        self._finish = choice.finish_reason or self._finish
-
-    def _done(self) -> Done:
-        usage = self._usage
-        completion = self._pieces if usage.completion_tokens is None else usage.completion_tokens
-        prompt = self._prompt_tokens if usage.prompt_tokens is None else usage.prompt_tokens
-        decode = self._last - self._first
-        return Done(
-            finish_reason=self._finish if self._finish in _FINISH_REASONS else "stop",  # type: ignore[arg-type]  # checked there
-            usage=Usage(prompt_tokens=prompt, completion_tokens=completion),
-            performance=Performance(
-                prefill_time_ms=1000 * ((self._first or trio.current_time()) - self._began),
-                decode_time_ms=1000 * decode,
-                queue_time_ms=0.0,
-                tokens_per_second=max(0, completion - 1) / decode if decode > 0 else 0.0,
-                batch_size=1,
-            ),
+        self._pieces.say(
+            said.content or "",
+            reasoning=said.reasoning_content or said.reasoning or "",
+            tool_calls=[_call_delta(place, call) for place, call in enumerate(said.tool_calls or [])],
+            logprobs=token_logprobs(choice.logprobs),
         )
+        self._finish = choice.finish_reason or self._finish
 
 
 def _call_delta(place: int, call: _Call) -> ToolCallDelta:
@@ -171,14 +121,6 @@ def _call_delta(place: int, call: _Call) -> ToolCallDelta:
     function = call.function or _Function()
     index = place if call.index is None else call.index
     return ToolCallDelta(index, call.id or "", function.name or "", function.arguments or "")
-
-
-def estimated_tokens(request: InferenceRequest) -> int:
-    """How many tokens the prompt may have: only the server has its tokenizer."""
-    if isinstance(request.prompt, list):
-        return len(request.prompt)
-    texts = [request.prompt or "", *(str(message.get("content") or "") for message in request.messages or [])]
-    return sum(len(text.encode(errors="replace")) for text in texts) // BYTES_PER_TOKEN + 1
 
 
 def error_text(error: Any) -> str:

@@ -4,7 +4,7 @@
 2. Whatever a server sends is bounded: `MAX_MODELS_BODY`, `MAX_ERROR_BODY`, `MAX_REPLY`, and `MAX_LINE` of a stream.
 3. Cancelling a request closes its connection, which tells the server to stop.
 4. Redirects are not followed, and proxies of the environment are not used: whoever configured the server named it.
-5. The key is in the header of each request and nowhere else: no error, no log line and no `repr` has it.
+5. Secrets are in the headers of requests and nowhere else: no error, no log line and no `repr` has it.
 6. An answer is read no faster than its reader takes it (`mesh.service.room`).
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx2
 import msgspec
@@ -20,13 +20,14 @@ import trio
 
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, NotFound, TimedOut, Unavailable
 from mesh.messages.inference import Accepted
-from mesh.openai.remote.answer import Answer, error_text, estimated_tokens
+from mesh.openai.remote.answer import Answer, error_text
+from mesh.openai.remote.pieces import estimated_tokens
 from mesh.openai.remote.wishes import check_wishes, wishes_of
 from mesh.openai.types import CHAT_DEFAULTS, COMPLETION_DEFAULTS
 from mesh.service import room
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from mesh.messages.inference import InferenceRequest
     from mesh.service import Emit
@@ -61,15 +62,33 @@ class RemoteModel(msgspec.Struct, frozen=True):
     context_length: int = 0
 
 
-class RemoteClient:
-    """One pool of connections. `via` is our peer id, `key` what the servers want to see: give it only where all are one's own."""
+class Incoming(Protocol):
+    """An answer that is put together from bytes; `mesh.openai.remote.answer` has one."""
 
-    def __init__(self, *, via: str = "", key: str | None = None) -> None:
-        self._has_key = key is not None
+    complete: bool
+
+    def feed(self, data: bytes) -> None:
+        """Bytes of an event stream. Raises MeshError."""
+        ...
+
+    def take_whole(self, body: bytes) -> None:
+        """The body of an answer in one piece. Raises MeshError."""
+        ...
+
+    def end(self) -> None:
+        """Nothing more comes. Raises MeshError when the answer is not whole."""
+        ...
+
+
+class RemoteClient:
+    """One pool of connections. `via` is our peer id, `secrets` headers that let us in: for servers of one owner only."""
+
+    def __init__(self, *, via: str = "", secrets: Mapping[str, str] | None = None) -> None:
+        self._has_key = bool(secrets)
         self._http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64),
-            headers={"accept-encoding": "identity", **_header(VIA, via), **_header("authorization", key and f"Bearer {key}")},
+            headers={"accept-encoding": "identity", **({VIA: via} if via else {}), **(secrets or {})},
             trust_env=False,
         )
 
@@ -80,8 +99,11 @@ class RemoteClient:
     async def infer(self, base: str, request: InferenceRequest, emit: Emit, *, avoid: Collection[str] = ()) -> None:
         """Run one request on the server at `base`, which does not understand the names in `avoid`. Raises MeshError."""
         check_wishes(request)
-        answer = Answer(request, emit)
-        async with self._post(base + _path(request), body_of(request, avoid=avoid)) as response:
+        await self.exchange(base + _path(request), body_of(request, avoid=avoid), Answer(request, emit), emit)
+
+    async def exchange(self, url: str, body: dict[str, Any], answer: Incoming, emit: Emit) -> None:
+        """Post a request and put what comes back together in `answer`, which emits by `emit`. Raises MeshError."""
+        async with self._post(url, body) as response:
             if response.status_code != 200:
                 raise self._refusal(response, await _read(response, MAX_ERROR_BODY, cut=True))
             emit(Accepted(running=1))
@@ -106,6 +128,13 @@ class RemoteClient:
         """Whether a health page answers well. Raises MeshError when nothing answers."""
         async with self._get(url) as response:
             return bool(response.is_success)
+
+    async def fetch(self, url: str) -> bytes:
+        """What is there, at most MAX_MODELS_BODY bytes of it. No limit of time of its own. Raises MeshError."""
+        async with self._get(url) as response:
+            if response.status_code != 200:
+                raise self._refusal(response, await _read(response, MAX_ERROR_BODY, cut=True))
+            return await _read(response, MAX_MODELS_BODY)
 
     async def post(self, url: str) -> None:
         """Ask for something that has no body and no answer, and wait until it is done. Raises MeshError."""
@@ -135,7 +164,7 @@ class RemoteClient:
             raise _broken(error) from error
 
 
-async def _follow(response: httpx2.Response, answer: Answer, emit: Emit) -> None:
+async def _follow(response: httpx2.Response, answer: Incoming, emit: Emit) -> None:
     def take(data: bytes) -> bool:
         answer.feed(data)
         return answer.complete
@@ -301,7 +330,3 @@ def _retry_after(response: httpx2.Response) -> float | None:
 def _broken(error: httpx2.HTTPError) -> MeshError:
     kind, code, what = next(reason for foreign, reason in _REASONS.items() if isinstance(error, foreign))
     return kind(f"the service {what}", code=code)
-
-
-def _header(name: str, value: str | None) -> dict[str, str]:
-    return {name: value} if value else {}

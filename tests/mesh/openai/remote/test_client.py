@@ -209,7 +209,7 @@ async def test_a_key_is_shown_to_the_server_and_to_nobody_else(server):
     router = Router()
     router.add("POST", "/v1/chat/completions", answer)
     far = await server(router=router)
-    client = RemoteClient(key="sesame")
+    client = RemoteClient(secrets={"authorization": "Bearer sesame"})
     try:
         with pytest.raises(BackendFailed) as caught:
             await collect(client, far.url)
