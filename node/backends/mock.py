@@ -169,7 +169,7 @@ class MockBackend(Backend):
     """One made-up model; see the head of this file."""
 
     def __init__(self, model: str, settings: MockSettings | None = None) -> None:
-        self._settings = settings = settings or MockSettings()
+        self.settings = self._settings = settings = settings or MockSettings()
         self.entry = ModelEntry(
             id=model,
             state="ready",

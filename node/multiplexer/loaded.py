@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from node.backends.base import BackendStatus
 
 
+_BEGUN = 0.05
+"""Seconds after which a backend that was started can be put to sleep."""
+
+
 class Loadable(Protocol):
-    """A `Backend` with two more methods. `sleep` may come before `run`, and then nothing is loaded."""
+    """A `Backend` with two more methods."""
 
     entry: ModelEntry
     load: ModelLoad
@@ -65,11 +69,11 @@ class Loaded:
         self._backend.changed = listener
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the backend, asleep."""
+        """Run the backend, asleep: what it has begun to load in the first moment ends again."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._backend.sleep)
-            await trio.testing.wait_all_tasks_blocked()
-            await nursery.start(self._backend.run)
+            nursery.start_soon(self._backend.run)
+            await trio.sleep(_BEGUN)
+            await self._backend.sleep()
             task_status.started()
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
