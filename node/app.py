@@ -100,7 +100,7 @@ class Node:
             raise Misconfigured("; ".join(status.last_error or "the model was refused" for status in statuses))
 
     def _announce(self, peer: Peer) -> None:
-        peer.announce(self._service.entries(), self._service.load())
+        peer.announce(self._outlets.marked(self._service.entries()), self._service.load())
 
     def _changed(self, peer: Peer) -> None:
         self._progress.changed(self._service.entries())
