@@ -77,8 +77,20 @@ def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, R
         context_length=runner.context_length,
     )
     engine = Engine(runner, intake, limits=options.limits)
-    engine.warm_up()
+    _warm_up(engine, options.path)
     return engine, _ready(directory, model, tokenizer, runner, device)
+
+
+def _warm_up(engine: Engine, path: Path) -> None:
+    try:
+        engine.warm_up()
+    # Modelling code may fail in any way; a model that cannot say one token will not learn it in another process.
+    except Exception as error:
+        _logger.exception("the first token failed")
+        raise Misconfigured(
+            f"the model in {path} loads and cannot generate ({type(error).__name__}: {_first_line(error)}); "
+            "try another --dtype or --device, or use another model"
+        ) from error
 
 
 def _tokenizer(directory: ModelDirectory) -> Any:
