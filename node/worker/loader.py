@@ -22,7 +22,6 @@ from mesh.messages.worker import Loading, Ready
 from mesh.version import __version__
 from node.worker.attention import NAME, Inexact
 from node.worker.cache.arena import ArenaShape
-from node.worker.chat import LLAMA3_END
 from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
 from node.worker.digest import numerics_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
@@ -31,6 +30,7 @@ from node.worker.fallback import GenerateRunner
 from node.worker.intake import Intake
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import check_configuration, check_model, check_state, probe
+from node.worker.templates import ChatTemplate, get_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,18 +67,20 @@ def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, R
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, directory, device.device)
     tokenizer = _tokenizer(directory)
+    stand_in = _stand_in(directory, tokenizer)
     model = _model(directory, dtype, device, report)
     report(Loading(done=0, total=0, phase="warming up"))
     runner = _runner(model, options)
+    ends = end_tokens(model, tokenizer, stand_in)
     intake = Intake(
         tokenizer,
         vocabulary=_vocabulary(model),
-        end_tokens=end_tokens(model, tokenizer),
+        end_tokens=ends,
         context_length=runner.context_length,
     )
     engine = Engine(runner, intake, limits=options.limits)
     _warm_up(engine, options.path)
-    return engine, _ready(directory, model, tokenizer, runner, device)
+    return engine, _ready(directory, model, tokenizer, ends, runner, device)
 
 
 def _warm_up(engine: Engine, path: Path) -> None:
@@ -102,6 +104,21 @@ def _tokenizer(directory: ModelDirectory) -> Any:
             f"the tokenizer of {directory.path} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
             "copy the model's tokenizer files into it again"
         ) from error
+
+
+def _stand_in(directory: ModelDirectory, tokenizer: Any) -> ChatTemplate | None:
+    """Give a tokenizer without a chat template one of ours; None when it has its own."""
+    if tokenizer.chat_template:
+        return None
+    template = get_template(_names(directory))
+    tokenizer.chat_template = template.text
+    return template
+
+
+def _names(directory: ModelDirectory) -> str:
+    """What the model is called: by its folder, by its configuration."""
+    config = directory.config
+    return " ".join([directory.path.resolve().name, str(config.get("_name_or_path", "")), str(config.get("model_type", ""))])
 
 
 def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, report: Callable[[Loading], None]) -> Any:
@@ -250,24 +267,24 @@ def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end an answer: whatever generation config, config and tokenizer name."""
+def end_tokens(model: Any, tokenizer: Any, stand_in: ChatTemplate | None = None) -> frozenset[int]:
+    """The ids that end an answer: whatever generation config, config and tokenizer name, and the end of a template of ours."""
     named: set[int] = set()
     for owner in (model.generation_config, model.config, model.config.get_text_config(), tokenizer):
         value = getattr(owner, "eos_token_id", None)
         named.update(value if isinstance(value, list) else [] if value is None else [value])
-    if not tokenizer.chat_template:
-        end = tokenizer.get_vocab().get(LLAMA3_END)
-        named.update([] if end is None else [end])
+    end = tokenizer.get_vocab().get(stand_in.end) if stand_in else None
+    named.update([] if end is None else [end])
     return frozenset(named)
 
 
-def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner, device: DeviceInfo) -> Ready:
+def _ready(
+    directory: ModelDirectory, model: Any, tokenizer: Any, ends: frozenset[int], runner: Runner, device: DeviceInfo
+) -> Ready:
     digest = weights_digest(directory)
     dtype = str(model.dtype).removeprefix("torch.")
     template = str(tokenizer.chat_template or "")
     versions = (__version__, torch.__version__, transformers.__version__, type(tokenizer).__name__)
-    ends = str(sorted(end_tokens(model, tokenizer)))
     return Ready(
         context_length=runner.context_length,
         vocabulary=_vocabulary(model),
@@ -278,7 +295,7 @@ def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner
         device_memory=device.memory,
         dtype=dtype,
         weights_digest=digest,
-        numerics=numerics_digest(digest, template, ends, dtype, device.device.type, str(runner.batching), *versions),
+        numerics=numerics_digest(digest, template, str(sorted(ends)), dtype, device.device.type, str(runner.batching), *versions),
         architecture=type(model).__name__,
         batching=runner.batching,
     )
