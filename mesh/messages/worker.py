@@ -43,6 +43,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     numerics: str
     architecture: str
     batching: bool = True
+    tasks: list[str] = msgspec.field(default_factory=lambda: ["chat", "completion"])
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal"):

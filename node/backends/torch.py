@@ -224,10 +224,11 @@ class TorchBackend(Backend):
         self.entry = msgspec.structs.replace(
             self.entry,
             context_length=ready.context_length,
+            task=ready.tasks[0],
             weights_digest=ready.weights_digest,
             numerics=ready.numerics,
             capabilities=Capabilities(
-                tasks=["chat", "completion"],
+                tasks=ready.tasks,
                 batching=ready.batching,
                 hardware_types=[ready.device.partition(":")[0]],
                 protocols=["infermesh"],

@@ -22,16 +22,17 @@ from node.worker.sequence import Sequence
 
 if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
+    from node.worker.embedding.intake import Job
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a request: its sequence, or the error that it fails with."""
+    """What became of a request: its sequence, its inputs to embed, or the error that it fails with."""
 
     number: int
-    result: Sequence | MeshError
+    result: Sequence | Job | MeshError
 
 
 class Intake:

@@ -60,15 +60,31 @@ class Options:
     limits: Limits = field(default_factory=Limits)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model that generated its first token, and what it was made of."""
+
+    engine: Engine
+    ready: Ready
+    model: Any
+    tokenizer: Any
+
+
 def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, Ready]:
     """Load a model and generate one token with it. Raises Misconfigured."""
+    loaded = load_text(options, report)
+    return loaded.engine, loaded.ready
+
+
+def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
+    """The same, with all that it was made of."""
     report(Loading(done=0, total=0, phase="checking"))
     directory = open_directory(options.path)
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, directory, device.device)
-    tokenizer = _tokenizer(directory)
+    tokenizer = read_tokenizer(directory)
     stand_in = _stand_in(directory, tokenizer)
-    model = _model(directory, dtype, device, report)
+    model = read_model(directory, dtype, device, report)
     report(Loading(done=0, total=0, phase="warming up"))
     runner = _runner(model, options)
     ends = end_tokens(model, tokenizer, stand_in)
@@ -80,7 +96,8 @@ def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, R
     )
     engine = Engine(runner, intake, limits=options.limits)
     _warm_up(engine, options.path)
-    return engine, _ready(directory, model, tokenizer, ends, runner, device)
+    ready = _ready(directory, model, tokenizer, ends, runner, device)
+    return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer)
 
 
 def _warm_up(engine: Engine, path: Path) -> None:
@@ -95,7 +112,8 @@ def _warm_up(engine: Engine, path: Path) -> None:
         ) from error
 
 
-def _tokenizer(directory: ModelDirectory) -> Any:
+def read_tokenizer(directory: ModelDirectory) -> Any:
+    """The model's tokenizer. Raises Misconfigured."""
     try:
         return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
     # Whatever the library raises here, it is about these files.
@@ -121,11 +139,20 @@ def _names(directory: ModelDirectory) -> str:
     return " ".join([directory.path.resolve().name, str(config.get("_name_or_path", "")), str(config.get("model_type", ""))])
 
 
-def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, report: Callable[[Loading], None]) -> Any:
+def read_model(
+    directory: ModelDirectory,
+    dtype: torch.dtype,
+    device: DeviceInfo,
+    report: Callable[[Loading], None],
+    *,
+    kind: Any = AutoModelForCausalLM,
+    spare: str = "",
+) -> Any:
+    """The model, complete. `kind` makes it; tensors whose names have `spare` in them may be missing. Raises Misconfigured."""
     previous = transformers_logging.set_tqdm_hook(_progress(report))
     try:
         config = AutoConfig.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             directory.path,
             config=config,
             dtype=dtype,
@@ -144,7 +171,7 @@ def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, re
         raise Misconfigured(f"the model in {directory.path} cannot be loaded: {_first_line(error)}") from error
     finally:
         transformers_logging.set_tqdm_hook(previous)
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(name for name in info["missing_keys"] if not (spare and spare in name)):
         raise Misconfigured(
             f"the weights in {directory.path} lack {len(missing)} tensors (the first is {missing[0]}); fetch the model again"
         )
