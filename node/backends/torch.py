@@ -30,7 +30,7 @@ from node.process import ChildProcess
 from node.supervisor import Refused, RestartPolicy, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mesh.messages.inference import InferenceRequest
@@ -61,6 +61,8 @@ class TorchSettings:
     max_waiting: int = 256
     """Requests beyond the slots; one more is refused with Busy."""
     weight: float = 1.0
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters beside the model, by the model id that they are served as; see `node.backends.adapter`."""
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
     program: Sequence[str] = (sys.executable, "-m", "node.worker")
     """What is started, before its flags."""
@@ -75,6 +77,8 @@ class TorchSettings:
             argv += ["--context", str(self.context)]
         if self.cache_mib is not None:
             argv += ["--cache-mib", str(self.cache_mib)]
+        for name, path in self.adapters.items():
+            argv += ["--adapter", f"{name}={path}"]
         return argv
 
 
@@ -104,6 +108,8 @@ class TorchBackend(Backend):
         self._supervisor = Supervisor(settings.model, policy=settings.restarts, changed=self._state_changed)
         self._conversation: Conversation | None = None
         self._child: ChildProcess | None = None
+        self.adapters: Mapping[str, str] = {}
+        """Digests of the adapters that the worker serves, by name."""
         self._refusal: str | None = None
         self._pulse: Alive | None = None
         self._heard = -math.inf
@@ -234,6 +240,7 @@ class TorchBackend(Backend):
                 protocols=["infermesh"],
             ),
         )
+        self.adapters = ready.adapters
         self.load = ModelLoad("ready", slots=ready.slots)
         self._supervisor.ready()
 

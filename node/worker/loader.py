@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -28,12 +29,15 @@ from node.worker.directory import ModelDirectory, open_directory
 from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
 from node.worker.intake import Intake
+from node.worker.lora.adapter import read_adapter
+from node.worker.lora.layers import attach
+from node.worker.lora.runner import AdaptedRunner
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import check_configuration, check_model, check_state, probe
 from node.worker.templates import ChatTemplate, get_template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 _logger = logging.getLogger(__name__)
@@ -57,6 +61,8 @@ class Options:
     context: int | None = None
     cache_mib: int | None = None
     """Most memory for keys and values; None leaves it to what is free."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters to serve beside the model: their directories by the name that requests ask for."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -86,17 +92,23 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
     stand_in = _stand_in(directory, tokenizer)
     model = read_model(directory, dtype, device, report)
     report(Loading(done=0, total=0, phase="warming up"))
+    adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
+    selection = attach(model, adapters)
     runner = _runner(model, options)
+    if adapters:
+        runner = AdaptedRunner(runner, selection)
     ends = end_tokens(model, tokenizer, stand_in)
     intake = Intake(
         tokenizer,
         vocabulary=_vocabulary(model),
         end_tokens=ends,
         context_length=runner.context_length,
+        adapters={adapter.name: number for number, adapter in enumerate(adapters, start=1)},
     )
     engine = Engine(runner, intake, limits=options.limits)
     _warm_up(engine, options.path)
     ready = _ready(directory, model, tokenizer, ends, runner, device)
+    ready = msgspec.structs.replace(ready, adapters={adapter.name: adapter.digest for adapter in adapters})
     return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer)
 
 

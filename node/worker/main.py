@@ -68,12 +68,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=16, help="requests computed at the same time, at most")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together; default: what model and memory allow")
     parser.add_argument("--cache-mib", type=int, help="most memory for keys and values; default: half of what is free")
+    parser.add_argument("--adapter", action="append", default=[], type=_adapter, help="NAME=PATH: a LoRA adapter beside it")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores, from five on one less, for the node")
     options = parser.parse_args(arguments)
     for name in ("slots", "context", "cache-mib", "threads"):
         if (value := getattr(options, name.replace("-", "_"))) is not None and value < 1:
             parser.error(f"--{name} must be at least 1")
     return options
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, equals, path = text.rpartition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, Path(path)
 
 
 def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
@@ -95,6 +103,7 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
         slots=options.slots,
         context=options.context,
         cache_mib=options.cache_mib,
+        adapters=dict(options.adapter),
     )
     engine, ready = open_model(chosen, connection.send)
     _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)

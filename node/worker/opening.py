@@ -48,6 +48,8 @@ def open_model(options: Options, report: Callable[[Loading], None]) -> tuple[Ser
     report(Loading(done=0, total=0, phase="checking"))
     directory = open_directory(options.path)
     if _is_for_embeddings(directory):
+        if options.adapters:
+            raise Misconfigured(f"{', '.join(options.adapters)}: adapters of a model for embeddings cannot be served; merge them")
         return _embedding(directory, options, report)
     return _text(load_text(options, report), queue=options.limits.queue)
 

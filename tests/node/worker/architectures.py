@@ -58,6 +58,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
 GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("Bloom", {"n_head": 4, "n_layer": 2}),
     "falcon": ("Falcon", {}),
+    "stablelm": ("StableLm", {}),
 }
 """Those that slot attention leaves to `generate`."""
 
