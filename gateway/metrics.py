@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mesh.registry import PeerView, Registry
 
 Json = dict[str, Any]
+MAX_CORES = 1024
+"""Of one node that are shown."""
 
 
 class MetricsRoutes:
@@ -69,7 +71,9 @@ def _node(view: PeerView, metrics: NodeMetrics | None) -> Json:
     about: Json = {"name": view.record.name, "models": [entry.id for entry in view.record.models]}
     if metrics is None:
         return {**about, "cpu": None, "memory": None, "gpu": None, "engine": None, "cache": None}
-    return {**about, **_shape(metrics), "cpu": msgspec.to_builtins(metrics.cpu)}
+    cores = [number(percent) for percent in metrics.cpu.per_core_percent[:MAX_CORES]]
+    shape = _shape(metrics)
+    return {**about, **shape, "cpu": {**shape["cpu"], "per_core_percent": cores}}
 
 
 def _shape(metrics: NodeMetrics) -> Json:

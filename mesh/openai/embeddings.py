@@ -1,7 +1,8 @@
 """POST /v1/embeddings over any InferenceService.
 
 1. An answer has to fit into one event, so many inputs are asked for in several requests, one after another, and put together.
-2. Vectors can be compared only when they were computed alike: parts from nodes of different `numerics` are an error, no answer.
+2. Each part is put into words when it comes, so that no large answer keeps the others waiting; all vectors together are bounded.
+3. Vectors can be compared only when they were computed alike: parts from nodes of different `numerics` are an error, no answer.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ MOST_AT_ONCE = 64
 """Inputs in one request of ours: 64 vectors of 12,288 numbers fit into an event."""
 MOST_SIZE_AT_ONCE = 32 * 1024
 """Characters or token ids in one request of ours, beyond its first input: a node gets through it well within its time limit."""
+MAX_VECTOR_BYTES = 16 * 1024 * 1024
+"""Of all vectors in one answer, before they are put into words: 2,048 of 2,048 numbers."""
 MAX_DIMENSIONS = 65_536
 
 
@@ -71,23 +74,26 @@ class EmbeddingRoutes:
             created=int(time.time()),
         )
         first = self._prepare(request, first)
-        gathered = _Gathered()
+        gathered = _Gathered(body)
         for part in _parts(inputs):
             asked = msgspec.structs.replace(
-                first, inputs=part, request_id=str(uuid.uuid4()) if gathered.vectors else first.request_id
+                first, inputs=part, request_id=str(uuid.uuid4()) if gathered.data else first.request_id
             )
             await gathered.ask(self._service, asked)
         headers = {"x-request-id": first.request_id, **ignored_header(ignored), **node_headers(gathered.accepted)}
-        return Response.json(_reply(body, gathered), headers=headers)
+        return Response.json(gathered.reply(), headers=headers)
 
 
 class _Gathered:
     """What the requests that were sent have brought together."""
 
-    def __init__(self) -> None:
-        self.vectors: list[bytes] = []
-        self.tokens = 0
+    def __init__(self, body: EmbeddingRequest) -> None:
+        self.data: list[msgspec.Raw] = []
         self.accepted = Accepted()
+        self._body = body
+        self._tokens = 0
+        self._bytes = 0
+        self._vector_size = 0
         self._computed_by: tuple[str, str] | None = None
         self._done: Done | None = None
 
@@ -96,6 +102,15 @@ class _Gathered:
         self._done = None
         await service.infer(request, self._take)
         self._add(self._done, len(request.inputs or []))
+
+    def reply(self) -> dict[str, object]:
+        """What the client gets."""
+        return {
+            "object": "list",
+            "data": self.data,
+            "model": self._body.model,
+            "usage": {"prompt_tokens": self._tokens, "total_tokens": self._tokens},
+        }
 
     def _take(self, event: Event) -> None:
         match event:
@@ -108,8 +123,9 @@ class _Gathered:
 
     def _add(self, done: Done | None, count: int) -> None:
         vectors = (done.embeddings if done is not None else None) or []
-        sizes = {len(vector) for vector in (*self.vectors[:1], *vectors)}
-        if done is None or len(vectors) != count or len(sizes) != 1 or not _is_size(sizes.pop()):
+        size = self._vector_size or (len(vectors[0]) if vectors else 0)
+        whole = size > 0 and size % FLOAT_SIZE == 0 and all(len(vector) == size for vector in vectors)
+        if done is None or len(vectors) != count or not whole:
             raise BackendFailed("the node did not answer with one vector for each input; try again", code="bad_embeddings")
         accepted = self.accepted
         by = (accepted.numerics, "" if accepted.numerics else accepted.node)
@@ -120,12 +136,20 @@ class _Gathered:
                 retry_after=1,
             )
         self._computed_by = by
-        self.vectors += vectors
-        self.tokens += done.usage.prompt_tokens
+        self._tokens += done.usage.prompt_tokens
+        self._vector_size = size
+        self._bytes += size * count
+        if self._bytes > MAX_VECTOR_BYTES:
+            raise BadRequest(
+                f"the vectors take more than {MAX_VECTOR_BYTES} bytes; send fewer inputs at once, or ask for fewer dimensions",
+                code="answer_too_large",
+                param="input",
+            )
+        self.data += [self._worded(vector, len(self.data) + place) for place, vector in enumerate(vectors)]
 
-
-def _is_size(size: int) -> bool:
-    return size > 0 and size % FLOAT_SIZE == 0
+    def _worded(self, vector: bytes, index: int) -> msgspec.Raw:
+        embedding = base64.b64encode(vector).decode() if self._body.encoding_format == "base64" else unpack(vector)
+        return msgspec.Raw(msgspec.json.encode({"object": "embedding", "index": index, "embedding": embedding}))
 
 
 def _checked(body: EmbeddingRequest) -> list[str | list[int]]:
@@ -168,19 +192,3 @@ def _parts(inputs: list[str | list[int]]) -> Iterator[list[str | list[int]]]:
         part.append(one)
         size += len(one)
     yield part
-
-
-def _reply(body: EmbeddingRequest, gathered: _Gathered) -> dict[str, object]:
-    worded = _as_base64 if body.encoding_format == "base64" else unpack
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": worded(vector)} for index, vector in enumerate(gathered.vectors)
-        ],
-        "model": body.model,
-        "usage": {"prompt_tokens": gathered.tokens, "total_tokens": gathered.tokens},
-    }
-
-
-def _as_base64(vector: bytes) -> str:
-    return base64.b64encode(vector).decode()

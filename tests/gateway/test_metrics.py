@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gateway.app import Gateway
-from gateway.metrics import together
+from gateway.metrics import MAX_CORES, together
 from mesh.http import Request
 from mesh.messages.metrics import CpuFigures, MemoryFigures, NodeMetrics
 from mesh.messages.worker import CacheStats, EngineStats, GpuStats
@@ -69,3 +69,9 @@ async def test_without_nodes_everything_is_zero(ask):
 async def test_what_a_node_says_is_bounded_before_it_counts():
     liar = msgspec.structs.replace(BUSY, cpu=CpuFigures(utilization_percent=float("nan"), core_count=-7))
     assert together([liar, IDLE]).cpu == CpuFigures(utilization_percent=10.0, core_count=1)
+
+
+async def test_a_node_with_endless_cores_is_cut(mesh, ask):
+    many = msgspec.structs.replace(BUSY, cpu=CpuFigures(core_count=1, per_core_percent=[1.0] * (MAX_CORES + 1)))
+    node = await mesh.node(measure=lambda: many)
+    assert len((await ask())["nodes"][node.peer_id]["cpu"]["per_core_percent"]) == MAX_CORES

@@ -14,6 +14,7 @@ import trio
 
 from mesh.http import Router, serve
 from mesh.messages.inference import Accepted, Done, Performance, Usage
+from mesh.openai import embeddings
 from mesh.openai.embeddings import MAX_INPUTS, MOST_AT_ONCE, MOST_SIZE_AT_ONCE
 from mesh.openai.routes import OpenAIRoutes
 from mesh.vectors import pack
@@ -160,3 +161,12 @@ async def test_openais_own_client(client):
 
         for data in await trio.to_thread.run_sync(ask):
             assert [list(one.embedding) for one in data] == [[2.0, 1.0], [3.0, 1.0]]
+
+
+async def test_more_vectors_than_an_answer_holds_are_refused(client, embedder, monkeypatch):
+    monkeypatch.setattr(embeddings, "MAX_VECTOR_BYTES", 8 * (MOST_AT_ONCE + 1))
+    async with client() as http:
+        fits = await http.post("/v1/embeddings", json={"model": "m", "input": ["x"] * (MOST_AT_ONCE + 1)})
+        more = await http.post("/v1/embeddings", json={"model": "m", "input": ["x"] * (MOST_AT_ONCE + 2)})
+    assert fits.status_code == 200
+    assert (more.status_code, more.json()["error"]["code"]) == (400, "answer_too_large")
