@@ -60,6 +60,8 @@ class Kind:
     network: bool = False
     flood: bool = False
     clock: bool = False
+    sockets: bool = False
+    """Half of the clients use WebSockets, the others SSE; all pick their streams up at a second gateway."""
 
 
 @asynccontextmanager
@@ -102,6 +104,14 @@ async def bootstrap_kill(scene: Scene) -> AsyncIterator[None]:
     scene.stage.bootstrap.kill()
     yield
     await scene.stage.bootstrap.restart()
+
+
+@asynccontextmanager
+async def gateway_kill(scene: Scene) -> AsyncIterator[None]:
+    """The gateway of all clients dies; there is another one."""
+    scene.stage.gateways[0].kill()
+    yield
+    await scene.stage.gateways[0].restart()
 
 
 @asynccontextmanager
@@ -196,6 +206,7 @@ KINDS: dict[str, Kind] = {
     "black-hole": Kind(black_hole, target=4.5, local=True, network=True),
     "latency": Kind(latency, target=4.5, network=True),
     "bootstrap-kill": Kind(bootstrap_kill, target=0.5),
+    "gateway-kill": Kind(gateway_kill, model=DEMO, tokens=300, sockets=True),
     "slow-reader": Kind(slow_reader, target=0.5, flood=True, tokens=400),
     "disk-full": Kind(disk_full, target=0.5),
     "clock-step": Kind(clock_step, target=0.5, clock=True),
