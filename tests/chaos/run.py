@@ -32,7 +32,7 @@ class Broken(Exception):
 
 
 async def run_shard(shard: Shard, logs: Path) -> None:
-    """Do what is left of a shard, as far as it can be done. Raises NotPermitted and RuntimeError where this machine cannot do it."""
+    """Do what is left of a shard, as far as it goes. Raises NotPermitted and RuntimeError where this machine cannot do it."""
     for attempt in range(MAX_STAGES):
         if not shard.left:
             return
