@@ -12,13 +12,14 @@ import shutil
 import signal
 import struct
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
+import psutil
 import trio
 
 from tests.chaos.stage import DEMO, FLOOD, MOCK, Seat, Stage
@@ -79,7 +80,8 @@ async def worker_stop(scene: Scene) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if worker.is_running():
+        # Its node may have replaced it.
+        with suppress(psutil.NoSuchProcess):
             worker.resume()
 
 
