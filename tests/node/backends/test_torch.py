@@ -222,6 +222,13 @@ async def test_the_environment_of_a_model_is_its_own(start, worker_log) -> None:
     assert worker_log()[0].endswith(" 3")
 
 
+async def test_nothing_waits_for_a_worker_that_is_gone(start, monkeypatch) -> None:
+    monkeypatch.setattr(torch_backend, "_LAST_WORDS", 1000.0)
+    backend = await start()
+    os.kill(backend.status().pid, signal.SIGKILL)
+    await until(lambda: backend.status().restarts == 1 and backend.entry.state == "ready")
+
+
 async def test_a_request_that_kills_the_worker_is_answered(start, ask) -> None:
     backend = await start()
     with pytest.raises(BackendFailed):
