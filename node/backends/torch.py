@@ -46,6 +46,8 @@ _LAST_WORDS = 1.0
 """Seconds that a worker may take to be gone after its socket ended, before it is helped."""
 _GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: a worker has nothing to save."""
+_TOLD_LINES = 8
+"""Lines of a dead worker's output that go into the node's log."""
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "jinja2")
 
 logger = logging.getLogger(__name__)
@@ -208,6 +210,8 @@ class TorchBackend(Backend):
             stream.socket.close()
         if self._refusal is not None:
             raise Refused(self._refusal)
+        for line in list(child.lines)[-_TOLD_LINES:]:
+            logger.warning("%s: its worker's last words: %s", self.entry.id, line)
         return problems[0] if problems else child.cause
 
     async def _hanging(self, child: ChildProcess) -> str:

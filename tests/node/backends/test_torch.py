@@ -247,13 +247,14 @@ async def test_a_refusal_is_final_and_is_kept(start, ask, worker_log) -> None:
     assert len(worker_log()) == 1
 
 
-async def test_a_worker_that_crashes_while_loading_ends_in_a_named_crash_loop(start) -> None:
+async def test_a_worker_that_crashes_while_loading_ends_in_a_named_crash_loop(start, caplog) -> None:
     backend = await start("crash", restarts=RestartPolicy(delay=0.01, longest=0.02))
     status = backend.status()
     assert status.state == "failed"
     assert not status.refused
     assert status.last_error.startswith("crash loop")
     assert "RuntimeError: cannot load" in status.last_error
+    assert "m: its worker's last words: RuntimeError: cannot load" in caplog.text
     await until(lambda: backend.status().restarts >= 4)
 
 
