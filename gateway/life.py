@@ -42,6 +42,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         strategy=config.strategy,
         limits=_limits(config),
         max_requests=config.max_requests,
+        measuring=peer.measuring,
     )
     gateway.dispatch.models.missing = peer.seek
     (WayIn(peer, may_ask=_has_shown_a_key) if config.api_keys else WayIn(peer)).mount(gateway.router)

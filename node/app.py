@@ -22,6 +22,7 @@ from node.backends.build import build, build_found
 from node.hardware import discover
 from node.http import url_of
 from node.leftovers import FILE, Leftovers
+from node.metrics import Meter
 from node.outlets import Outlets
 from node.progress import LoadingProgress
 from node.service import NodeService
@@ -73,6 +74,7 @@ class Node:
             await self._outlets.open(nursery, name=program.name, host=config.host)
             peer = await self._peer()
             self._outlets.tell_network(peer.nat.report)
+            peer.measuring.measure = Meter(lambda: [backend.status() for backend in self._backends]).measure
             self._service.on_change(partial(self._changed, peer))
             self._announce(peer)
             await self._start(nursery, peer)
@@ -100,7 +102,7 @@ class Node:
             raise Misconfigured("; ".join(status.last_error or "the model was refused" for status in statuses))
 
     def _announce(self, peer: Peer) -> None:
-        peer.announce(self._service.entries(), self._service.load())
+        peer.announce(self._outlets.marked(self._service.entries()), self._service.load())
 
     def _changed(self, peer: Peer) -> None:
         self._progress.changed(self._service.entries())

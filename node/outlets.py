@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from node.http import Identification, Ports
 from node.service import NodeService
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import trio
 
     from mesh.http.keys import Keys
+    from mesh.messages.record import ModelEntry
     from node.backends.build import Built
 
 
@@ -41,9 +44,21 @@ class Outlets:
             port: int = await nursery.start(ports.run, host, unit.port)
             shown = name if len(self._built) == 1 else f"{name}-{unit.id}"
             ports.routes.me = Identification(name=shown, host=host, port=port, service_type=unit.settings.kind)
-            suffix = "" if not self.first else f"-{unit.id}"
-            self.first = self.first or port
-            self.ports |= {f"service{suffix}": port, f"supervisor{suffix}": port + 1}
+            if not self.first:
+                self.first = port
+                self.ports |= {"service": port, "supervisor": port + 1}
+            if len(self._built) > 1:
+                self.ports |= {f"service-{unit.id}": port, f"supervisor-{unit.id}": port + 1}
+
+    def marked(self, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
+        """The same, each with the backend that has it, where there are several."""
+        if len(self._built) == 1:
+            return list(entries)
+        owners: dict[str, str] = {}
+        for built in self._built:
+            for entry in [entry for backend in built.backends for entry in backend.entries()]:
+                owners.setdefault(entry.id, built.unit.id)
+        return [msgspec.structs.replace(entry, unit=owners.get(entry.id, "")) for entry in entries]
 
     def tell_network(self, report: Callable[[], dict[str, Any]]) -> None:
         """What `/network` answers."""

@@ -30,7 +30,6 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     created: int
     seed: int
-    tenant: str = "anonymous"
 
 
 def chat_inference(body: ChatRequest, identity: Identity) -> InferenceRequest:
@@ -75,7 +74,6 @@ def _inference(
     return InferenceRequest(
         request_id=identity.request_id,
         created=identity.created,
-        tenant=identity.tenant,
         model=body.model,
         task=task,
         messages=messages,

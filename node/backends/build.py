@@ -12,6 +12,7 @@ import msgspec
 
 from mesh.errors import Misconfigured
 from mesh.openai.remote.client import RemoteClient
+from node.backends.adapter import AdapterBackend, adapters_by_base
 from node.backends.anthropic.server import URL as ANTHROPIC_URL
 from node.backends.anthropic.server import AnthropicServer, secrets
 from node.backends.argv import arguments
@@ -176,10 +177,15 @@ def _torch(config: NodeConfig, unit: Unit, named: Mapping[str, str], on_loading:
     if settings.args:
         raise Misconfigured("--args is for --service-type mock or command; leave it out, or add the type")
     models = _models(named, settings)
-    for path in models.values():
-        check_model_directory(path)
+    by_base = adapters_by_base(models)
+    for model in by_base:
+        check_model_directory(models[model])
     require_worker_packages()
-    return [TorchBackend(_torch_settings(config, unit, model, path), on_loading=on_loading) for model, path in models.items()]
+    backends: list[Backend] = []
+    for model, adapters in by_base.items():
+        base = TorchBackend(_torch_settings(config, unit, model, models[model], adapters), on_loading=on_loading)
+        backends += [base, *(AdapterBackend(name, base) for name in adapters)]
+    return backends
 
 
 def _models(named: Mapping[str, str], settings: BackendSettings) -> dict[str, Path]:
@@ -195,7 +201,7 @@ def _models(named: Mapping[str, str], settings: BackendSettings) -> dict[str, Pa
     return models or {DEMO_MODEL_ID: demo_model_path()}
 
 
-def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path) -> TorchSettings:
+def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path, adapters: Mapping[str, Path]) -> TorchSettings:
     return TorchSettings(
         model=model,
         path=path.resolve(),
@@ -205,6 +211,7 @@ def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path) -> T
         slots=config.slots,
         context=config.context,
         cache_mib=config.cache_mib,
+        adapters=adapters,
         weight=unit.settings.weight,
         restarts=unit.restarts,
     )
