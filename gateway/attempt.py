@@ -1,7 +1,7 @@
 """One node working on a request: its time limits, and what is learned of it.
 
 1. An attempt has one time limit at a time: until the first token, counted anew from `Accepted`; then between two tokens. While
-   the client does not keep up there is none: its node is made to wait.
+   the client does not keep up there is none: its node is made to wait; nor until `Accepted` where the model may have to wake.
 2. After the time limit, or a fault of its own, nothing that the node says is passed on.
 """
 
@@ -35,8 +35,12 @@ class Attempt:
         stall: float,
         numerics: str = "",
         resumes: bool = False,
+        may_sleep: bool = False,
     ) -> None:
-        """`numerics` as the node announces it; `resumes`: it goes on behind what another one gave."""
+        """`numerics` as the node announces it; `resumes`: it goes on behind what another one gave.
+
+        `may_sleep`: the model shares an accelerator there. Until its node accepts the request, that node's own limits hold.
+        """
         self._node = node
         self._numerics = numerics
         self._resumes = resumes
@@ -50,7 +54,8 @@ class Attempt:
         self._sent_at = trio.current_time()
         self._first_at = self._last_at = 0.0
         self._queued = False
-        self.scope = trio.CancelScope(deadline=self._sent_at + first_token)
+        self._may_sleep = may_sleep
+        self.scope = trio.CancelScope(deadline=math.inf if may_sleep else self._sent_at + first_token)
 
     def emit(self, event: Event) -> None:
         """Pass on one event of the node. One that comes after the time limit is dropped."""
@@ -85,6 +90,9 @@ class Attempt:
         self._seen.reported(event.running, event.waiting, ended=False)
         if not self._first_at:
             self.scope.deadline = trio.current_time() + self._first_token
+        if self._may_sleep:
+            # Waking is predicted by itself: what is learned here is how fast it is awake.
+            self._sent_at = trio.current_time()
 
     def _on_delta(self, event: Delta) -> None:
         now = trio.current_time()
