@@ -15,7 +15,7 @@ from mesh.http import Response
 from node.multiplexer.presented import Presented
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mesh.http import Request, Router
     from node.backends.base import Backend
@@ -104,6 +104,18 @@ class ControlRoutes:
                 code="no_multiplexer",
             )
         return found[0]
+
+
+def orders_of(backends: Sequence[Backend]) -> Callable[[str, bool], Awaitable[None]] | None:
+    """What carries out orders for these models, `awake` or not; None when they share no accelerator."""
+    multiplexer = next((backend.multiplexer for backend in backends if isinstance(backend, Presented)), None)
+    if multiplexer is None:
+        return None
+
+    async def manage(model: str, awake: bool) -> None:
+        await (multiplexer.switch(model) if awake else multiplexer.sleep(model))
+
+    return manage
 
 
 def report(multiplexer: Multiplexer) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rich.progress import track
 from tests.bench import registry
 from tests.bench.affinity import affinity
 from tests.bench.link import link
+from tests.bench.switches import switches
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
@@ -204,6 +205,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "gateway": through_gateway,
     "engine": demo_engine,
     "affinity": affinity,
+    "switches": switches,
     "endings": lambda fleet, _http: endings(fleet),
 }
 

@@ -56,6 +56,18 @@ async def test_a_gateway_reaches_models_that_sleep_and_an_operator_moves_them(fl
         page = (await http.get(f"{node.url}/metrics")).text
         assert 'infermesh_switch_total{from="b",to="a",result="done"} 1' in page
         assert await _asks(http, gateway.url, "a")
+        loaded = (await http.post(f"{gateway.url}/models/load", json={"model": "b", "stream": True})).text
+        assert '"state":"working"' in loaded
+        assert '"state":"ready"' in loaded
+        assert (await http.get(f"{node.url}/control/status")).json()["active_model"] == "b"
+        unloaded = (await http.post(f"{gateway.url}/models/unload", json={"model": "b"})).json()
+        assert (unloaded["state"], len(unloaded["nodes"])) == ("asleep", 1)
+        assert (await http.get(f"{node.url}/control/status")).json()["state"] == "idle"
+        missing = await http.post(f"{gateway.url}/models/load", json={"model": "c"})
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+        elsewhere = await http.post(f"{gateway.url}/models/load", json={"model": "b", "node": "nobody"})
+        assert elsewhere.json()["error"]["code"] == "node_not_found"
+        assert (await http.post(f"{gateway.url}/models/load", json={})).status_code == 400
 
 
 async def test_hooks_wake_real_servers_from_an_old_file(fleet, tmp_path) -> None:
