@@ -139,6 +139,8 @@ class Dispatch:
     async def _search(self, request: InferenceRequest, delivery: Delivery) -> None:
         limits = self._limits
         search = Search(request.model, demand_of(request), patience=limits.queue_wait, max_failures=limits.max_failures)
+        # No node needs to know from where it came.
+        request = msgspec.structs.replace(request, client="")
         while True:
             node = await self._next_node(search)
             before = delivery.tokens

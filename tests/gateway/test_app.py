@@ -9,6 +9,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
 from gateway import delivery, websocket
+from gateway.admission import AdmissionLimits
 from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
@@ -36,7 +37,7 @@ class Served:
 
 @pytest.fixture
 async def served(mesh, nursery):
-    gateway = Gateway(mesh.gateway.registry, strategy="round_robin", limits=DispatchLimits(queue_wait=0.2), max_requests=100)
+    gateway = Gateway(mesh.gateway.registry, strategy="round_robin", limits=DispatchLimits(queue_wait=0.2))
     stopping = trio.Event()
     nursery.start_soon(gateway.run)
     holder: list[Served] = []
@@ -225,7 +226,7 @@ async def begin_stream(port: int) -> trio.SocketStream:
 
 
 async def test_a_full_gateway_answers_429(mesh, nursery, http):
-    gateway = Gateway(mesh.gateway.registry, max_requests=1)
+    gateway = Gateway(mesh.gateway.registry, admission=AdmissionLimits(requests=1))
     port = await nursery.start(serve, gateway.router, "127.0.0.1", 0)
     await mesh.node(endless)
     async with await begin_stream(port):
@@ -355,7 +356,7 @@ async def test_a_failed_inference_says_why_and_ends_once(opened, mesh, failing):
         assert (await client.next())["type"] == "pong"
 
 
-async def test_requests_per_socket_are_bounded_and_ids_are_unique(opened, mesh):
+async def test_requests_per_socket_are_bounded_and_ids_are_unique(served, opened, mesh):
     node = await mesh.node(*[hang] * 70)
     async with opened() as client:
         await client.infer("same")
@@ -365,7 +366,8 @@ async def test_requests_per_socket_are_bounded_and_ids_are_unique(opened, mesh):
             await client.infer(str(number))
         error = await client.until("error")
         assert (error["request_id"], error["code"]) == ("63", "busy")
-    await mesh.until(lambda: len(node.cancelled) == 64)
+    await mesh.until(lambda: served.gateway.service.in_flight == 0)
+    await mesh.until(lambda: len(node.cancelled) == len(node.requests) > 0)
 
 
 async def test_one_client_leaving_does_not_touch_another_with_a_like_name(opened, mesh):

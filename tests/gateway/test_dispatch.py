@@ -468,3 +468,9 @@ async def test_default_policy_tries_every_node_and_avoids_the_one_that_fails(aut
         await events_of(dispatch)
     assert all(node.requests for node in good)
     assert 1 <= len(broken.requests) <= 5
+
+
+async def test_no_node_is_told_where_a_request_came_from(autojump_clock, mesh, words):
+    node = await mesh.node()
+    check_one_whole_answer(await events_of(dispatch_of(mesh, "prefix_affinity"), client="10.0.0.1"), words)
+    assert node.requests[0].client == ""
