@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
+from gateway.nonsense import sound_usage
 from mesh.errors import BackendFailed, MeshError, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done
 
@@ -90,13 +92,14 @@ class Attempt:
         now = trio.current_time()
         if self.scope.cancel_called:
             return
-        if not self._first_at:
-            self._win(now)
-        self._last_at = now
         # Moving a deadline costs more than a token is worth: only when half of it has gone.
-        if self.scope.deadline - now < self._stall / 2:
+        if self._first_at and self.scope.deadline - now < self._stall / 2:
             self.scope.deadline = now + self._stall
         try:
+            if not self._first_at:
+                self._delivery.check(event, anew=not self._resumes)
+                self._win(now)
+            self._last_at = now
             self._delivery.take(event)
         except MeshError as error:
             self._fault = error
@@ -123,4 +126,11 @@ class Attempt:
         self._seen.reported(event.running, event.waiting, ended=True)
         self._seen.saw_decode(self._last_at - self._first_at, self._delivery.tokens - self._tokens_before - 1)
         self._seen.succeed(trio.current_time() - self._sent_at)
-        self._delivery.finish(event)
+        self._delivery.finish(self._sound(event))
+
+    def _sound(self, done: Done) -> Done:
+        usage = sound_usage(done.usage, given=self._delivery.tokens, most=self._delivery.most_in_all)
+        if usage is done.usage:
+            return done
+        self._seen.fault("absurd_usage")
+        return msgspec.structs.replace(done, usage=usage)

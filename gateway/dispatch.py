@@ -22,6 +22,7 @@ import trio
 from gateway.attempt import Attempt
 from gateway.delivery import Delivery
 from gateway.models import KnownModels
+from gateway.nonsense import IN_ANSWERS, most_tokens
 from gateway.routing.demand import demand_of
 from gateway.routing.snapshot import entry_of
 from gateway.search import Search, interrupted, is_failure, may_retry
@@ -99,7 +100,8 @@ class Dispatch:
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the best node; see the head for retries and limits. Raises MeshError."""
         request = msgspec.structs.replace(request, model=self.models.resolve(request.model))
-        delivery, started = Delivery(emit, streamed=request.stream, resumable=request.resume), trio.current_time()
+        delivery = Delivery(emit, streamed=request.stream, resumable=request.resume, choices=request.n)
+        started = trio.current_time()
         self.totals.requests += 1
         self._tell(Notice(event="started", request=request, delivery=delivery))
         outcome: Outcome = "cancelled"
@@ -217,6 +219,7 @@ class Dispatch:
             numerics=entry.numerics if entry is not None else "",
             resumes=bool(request.prior),
         )
+        delivery.most = most_tokens(request, entry)
         request = _with_time_left(request, delivery)
         delivery.attempts += 1
         seen.begin(trio.current_time())
@@ -229,6 +232,8 @@ class Dispatch:
                 return
             if is_failure(error):
                 seen.fail(trio.current_time())
+            if error.code in IN_ANSWERS:
+                seen.fault(error.code)
             raise
         finally:
             seen.end()

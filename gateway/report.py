@@ -14,6 +14,7 @@ import trio
 
 from gateway.routing.demand import Demand
 from gateway.routing.filters import sieve
+from gateway.routing.plugins import policy_failures
 from gateway.routing.snapshot import ROUTABLE, entry_of, state_of
 from mesh.loopback import Loopback
 from mesh.messages.link import ModelLoad
@@ -99,6 +100,7 @@ def status(dispatch: Dispatch) -> Json:
         "total_requests": totals.requests,
         "total_successful": totals.succeeded,
         "total_failed": totals.failed,
+        "strategy": {"name": dispatch.router.strategy, "failures": policy_failures(dispatch.router.policy)},
         "supported_tasks": sorted({task for item in backends for task in item["tasks"]}),
         "backends": backends,
         "timestamp": timestamp(),
@@ -117,7 +119,18 @@ def backend(view: PeerView, dispatch: Dispatch) -> Json:
         "protocols": ["openai"] if isinstance(view.link, Loopback) else ["libp2p"],
         "models": [{"id": entry.id, "state": state_of(view, entry)} for entry in view.record.models],
         "metrics": _metrics(view, _seen(view, dispatch)),
+        "faults": dict(sum((seen.faults for seen in _seen(view, dispatch)), Counter[str]())),
+        "breakers": _breakers(view, dispatch),
     }
+
+
+def _breakers(view: PeerView, dispatch: Dispatch) -> dict[str, str]:
+    """By model: those that are not closed."""
+    now, observations = trio.current_time(), dispatch.router.observations
+    states = {
+        entry.id: seen.breaker(now) for entry in view.record.models for seen in observations.known(view.peer_id, (entry.id,))
+    }
+    return {model: state for model, state in states.items() if state != "closed"}
 
 
 def _tasks(models: Iterable[ModelEntry]) -> list[str]:

@@ -79,7 +79,8 @@ class Client:
                 return message
 
     async def infer(self, request_id: str, **more) -> None:
-        await self.say(**{"type": "inference", "request_id": request_id, "model": "m", "inputs": "hi", "stream": True} | more)
+        asked = {"model": "m", "inputs": "hi", "stream": True, "parameters": {"max_new_tokens": 100_000}}
+        await self.say(type="inference", request_id=request_id, **asked | more)
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ async def test_openai_errors_of_dispatch_reach_the_client(served, http, mesh, fa
 
 async def begin_stream(port: int) -> trio.SocketStream:
     """A raw client that has read the first chunk of a stream: it can go away at any moment."""
-    body = b'{"model": "m", "prompt": "hi", "stream": true}'
+    body = b'{"model": "m", "prompt": "hi", "stream": true, "max_tokens": 100000}'
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     await stream.send_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
     received = b""

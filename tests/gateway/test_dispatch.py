@@ -215,7 +215,7 @@ async def test_a_choice_that_is_complete_does_not_end_again(autojump_clock, mesh
     one, two = in_order(mesh, await mesh.node(), await mesh.node())
     one.script.append(first)
     two.script.append(second)
-    events = await events_of(dispatch_of(mesh))
+    events = await events_of(dispatch_of(mesh), n=2)
     assert two.requests[0].prior == [[1], [2]]
     assert [(event.choice, event.text, event.finish_reason) for event in events if isinstance(event, Delta)] == [
         (0, "a", None),
