@@ -74,6 +74,13 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
     queue_wait: Annotated[
         _Seconds, Option(help="How long a request waits for a node while none is ready.", metavar="SECONDS")
     ] = 2.0
+    loading_wait: Annotated[
+        _Seconds,
+        Option(help="As --queue-wait, while a node is loading the model; then 503 says how far it is.", metavar="SECONDS"),
+    ] = 30.0
+    hedge: Annotated[
+        bool, Option(help="Ask a second node when the first token is late; as the header x-infermesh-hedge: on.")
+    ] = False
     first_token_timeout: Annotated[
         _Seconds, Option(help="How long a node may take to its first token, once it accepted the request.", metavar="SECONDS")
     ] = 30.0

@@ -16,7 +16,9 @@ from array import array
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
+from gateway.course import Course
 from gateway.nonsense import MOST_TOKENS
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta
@@ -42,6 +44,9 @@ class Delivery:
         """`resumable`: the client wants another node to go on rather than an error."""
         self._emit = emit
         self._choices = choices
+        self.course = Course()
+        self.begun_at: float | None = None
+        """When the client was first told of a node."""
         self.most = MOST_TOKENS
         """Tokens that a choice can have."""
         self._pieces = 0
@@ -94,6 +99,7 @@ class Delivery:
     def start(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
         """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten."""
         self.node, self.numerics = node, numerics
+        self.begun_at = self.begun_at or trio.current_time()
         self.given.clear()
         self._complete.clear()
         self._held.clear()

@@ -98,6 +98,8 @@ def _limits(config: GatewayConfig) -> DispatchLimits:
     return DispatchLimits(
         max_failures=config.max_failures,
         queue_wait=config.queue_wait,
+        loading_wait=config.loading_wait,
+        hedge=config.hedge,
         first_token=config.first_token_timeout,
         stall=config.stall_timeout,
         total=config.request_timeout,
