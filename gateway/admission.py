@@ -31,6 +31,8 @@ _E = TypeVar("_E", bound=MeshError)
 SMOOTHING = 0.05
 """Weight of a new request's time in the average."""
 MAX_RETRY_AFTER = 60.0
+STUCK = 2.0
+"""Nobody waits longer than so many times `wait`: only where the nodes became much slower meanwhile."""
 LOOK_AGAIN = 5.0
 MAX_LANES = 1024
 """Models that are remembered while nobody asks for them."""
@@ -47,6 +49,7 @@ class AdmissionLimits:
     tenant_waiting: int = 256
     """Of one tenant, for one model."""
     wait: float = 30.0
+    """Who would have to wait longer, as it looks on arrival, is refused."""
 
 
 class Lane:
@@ -177,7 +180,9 @@ class Admission:
         if out is not None:
             what = f"{request.model!r} has too many requests waiting, and this one made room for a fairer share"
             out.refuse(self._busy(what, "queue_full", self._retry_after(lane, request)))
-        limit = self._limits.wait if request.deadline_ms is None else min(self._limits.wait, request.deadline_ms / 1000)
+        limit = STUCK * self._limits.wait
+        if request.deadline_ms is not None:
+            limit = min(limit, request.deadline_ms / 1000)
         with trio.move_on_after(limit):
             await place.called.wait()
         if place.refusal is not None:

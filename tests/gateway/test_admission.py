@@ -1,10 +1,11 @@
+import random
 from collections.abc import Callable
 
 import msgspec
 import pytest
 import trio
 
-from gateway.admission import LOOK_AGAIN, Admission, AdmissionLimits
+from gateway.admission import LOOK_AGAIN, STUCK, Admission, AdmissionLimits
 from mesh.errors import BackendFailed, Busy, Conflict, MeshError, NotFound, TimedOut
 from mesh.messages.inference import Done, InferenceRequest, Performance, Usage
 
@@ -166,11 +167,11 @@ async def test_nobody_waits_longer_than_the_limit_when_the_model_gets_stuck(auto
     clients = Clients(nursery, seconds=1000.0, wait=5.0)
     await clients.come("a", "b")
     began = trio.current_time()
-    await trio.sleep(6)
+    await trio.sleep(STUCK * 5.0 + 1)
     error = clients.ended["b"]
     assert isinstance(error, Busy)
     assert error.code == "queue_timeout"
-    assert clients.at["b"] - began == pytest.approx(5.0)
+    assert clients.at["b"] - began == pytest.approx(STUCK * 5.0)
 
 
 async def test_a_tenant_with_less_gets_the_place_of_the_one_with_most(autojump_clock, nursery):
@@ -331,3 +332,44 @@ async def test_the_request_passed_on_has_the_models_id(nursery):
     request = InferenceRequest(request_id="a", model="m", prompt="hello")
     await clients.admission.infer(request, lambda event: None)
     assert clients.service.begun == [msgspec.structs.replace(request, model="M")]
+
+
+async def test_three_times_the_load_is_answered_as_far_as_there_is_room_and_the_rest_is_refused_at_once(autojump_clock):
+    draw = random.Random(4)
+    room, mean, storm = 15, 0.15, 10.0
+    capacity = room / mean
+    done: list[float] = []
+    refused: list[float] = []
+    waits_after: list[float] = []
+    service = Service()
+
+    async def answer(request, emit) -> None:
+        await trio.sleep(draw.uniform(0.5, 1.5) * mean)
+
+    service.infer = answer
+    admission = Admission(service, Room(room), limits=AdmissionLimits(wait=1.0))
+    start = trio.current_time()
+
+    async def ask(name: str) -> None:
+        came = trio.current_time()
+        try:
+            await admission.infer(InferenceRequest(request_id=name, model="m", prompt=""), lambda event: None)
+        except Busy:
+            refused.append(trio.current_time() - came)
+            assert came - start < storm + 2.0
+        else:
+            done.append(trio.current_time() - start)
+            if came - start >= storm + 2.0:
+                waits_after.append(trio.current_time() - came)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3400):
+            nursery.start_soon(ask, str(number))
+            await trio.sleep(draw.expovariate(3 * capacity if trio.current_time() - start < storm else capacity / 2))
+    goodput = sum(at < storm for at in done) / storm
+    assert goodput >= 0.95 * capacity
+    assert len(refused) > capacity * storm
+    assert max(refused) == 0.0
+    # Two seconds after the storm nobody waits: what takes longer than a request itself is a rare gust.
+    assert len(waits_after) > 100
+    assert sorted(waits_after)[len(waits_after) * 95 // 100] <= 1.5 * mean

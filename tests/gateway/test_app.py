@@ -1,5 +1,6 @@
 import json
 import secrets
+from contextlib import AsyncExitStack
 
 import httpx2
 import msgspec
@@ -237,6 +238,41 @@ async def test_a_full_gateway_answers_429(mesh, nursery, http):
     await mesh.until(lambda: gateway.service.in_flight == 0)
     answer = await http.post(f"http://127.0.0.1:{port}/v1/completions", json={"model": "m", "prompt": "hi"})
     assert answer.status_code == 200
+
+
+async def test_who_waits_in_line_and_goes_away_leaves_it(mesh, nursery, http):
+    gateway = Gateway(mesh.gateway.registry)
+    port = await nursery.start(serve, gateway.router, "127.0.0.1", 0)
+    node = await mesh.node(*[endless] * 9)
+    async with AsyncExitStack() as streams:
+        for _ in range(5):
+            await streams.enter_async_context(await begin_stream(port))
+        body = b'{"model": "m", "prompt": "hi"}'
+        async with await trio.open_tcp_stream("127.0.0.1", port) as waiting:
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-infermesh-priority: 3\r\ncontent-length: %d\r\n\r\n" % len(
+                body
+            )
+            await waiting.send_all(head + body)
+            await mesh.until(lambda: gateway.service.report()["waiting"] == 1)
+            told = (await http.get(f"http://127.0.0.1:{port}/status")).json()
+            assert told["admission"]["models"]["m"]["under_way"] == 5
+            assert told["requests"] == {"streaming": 5}
+        await mesh.until(lambda: gateway.service.report()["waiting"] == 0)
+    await mesh.until(lambda: gateway.service.in_flight == 0)
+    assert len(node.requests) == 5
+
+
+async def test_a_full_line_answers_429_and_says_when_to_come_back(mesh, nursery, http):
+    gateway = Gateway(mesh.gateway.registry, admission=AdmissionLimits(waiting=0, tenant_waiting=0))
+    port = await nursery.start(serve, gateway.router, "127.0.0.1", 0)
+    await mesh.node(*[endless] * 9)
+    async with AsyncExitStack() as streams:
+        for _ in range(5):
+            await streams.enter_async_context(await begin_stream(port))
+        answer = await http.post(f"http://127.0.0.1:{port}/v1/completions", json={"model": "m", "prompt": "hi"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert gateway.service.report()["refused"] == {"queue_full": 1}
 
 
 async def test_a_client_that_goes_away_cancels_the_node(served, mesh):
