@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psutil
+
 from tests.bench.load import Load, Run, poisson
 from tests.figures import Figure, quantile
 from tests.fleet import until
@@ -15,7 +17,7 @@ from tests.fleet import until
 if TYPE_CHECKING:
     import httpx2
 
-    from tests.fleet import Fleet
+    from tests.fleet import Fleet, Program
 
 NODES = 3
 SLOTS = 4
@@ -42,12 +44,24 @@ async def overload(fleet: Fleet, http: httpx2.AsyncClient, *, seconds: float = 6
     await load.keep(NODES * SLOTS, WARM_UP)
     peak = await measured_peak(load, seconds=max(5.0, seconds / 6))
     calm = await load.arrive(poisson(CALM * peak, seed=1), max(4.0, seconds / 10))
+    before = cpu_seconds(gateway)
     storm = await load.arrive(poisson(OVERLOAD * peak, seed=2), seconds)
+    spent = cpu_seconds(gateway) - before
     after = await load.arrive(poisson(CALM * peak, seed=3), max(6.0, seconds / 10))
     await load.close()
     for program in (*nodes, gateway):
         await program.stop()
-    return figures(peak, calm, storm, after)
+    return [
+        *figures(peak, calm, storm, after),
+        Figure("overload: gateway", spent / storm.seconds, "cores"),
+        Figure("overload: gateway's CPU for a request, answered or refused", 1e6 * spent / len(storm.answers), "us"),
+    ]
+
+
+def cpu_seconds(program: Program) -> float:
+    """What the program has used so far."""
+    times = psutil.Process(program.process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 async def measured_peak(load: Load, *, seconds: float) -> float:
