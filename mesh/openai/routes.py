@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 MAX_REPLY_CHARACTERS = 8 * 1024 * 1024
 """In one answer that is not streamed: a node that talks without end must not fill our memory."""
+SEED = "x-infermesh-seed"
+_SEED_BITS = 53
+"""Of a seed that we draw: a client whose numbers are doubles can send it back."""
 _SHOWN_IGNORED = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -91,6 +94,8 @@ class OpenAIRoutes:
         ignored: list[str],
     ) -> Response | StreamingResponse:
         headers = {"x-request-id": inference.request_id, **_ignored_header(ignored)}
+        if body.seed is None:
+            headers[SEED] = str(inference.seed)
         include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         wording = Wording(task, inference, include_usage=include_usage)
         if not body.stream:
@@ -194,7 +199,7 @@ def _ended(done: Done | None) -> Done:
 
 
 def _identity() -> Identity:
-    return Identity(request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(63))
+    return Identity(request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(_SEED_BITS))
 
 
 def _node_headers(accepted: Accepted) -> Headers:

@@ -176,7 +176,9 @@ class MockBackend(Backend):
             numerics="mock",
             backend="mock",
             created=int(time.time()),
-            capabilities=Capabilities(tasks=["chat", "completion"], hardware_types=["cpu"], protocols=["infermesh"]),
+            capabilities=Capabilities(
+                tasks=["chat", "completion"], hardware_types=["cpu"], protocols=["infermesh"], max_batch=settings.slots
+            ),
         )
         self.changed = nobody_listens
         self._waiting: dict[_Job, None] = {}
