@@ -8,6 +8,7 @@ from gateway.app import Gateway
 from gateway.dispatch import Dispatch
 from gateway.nonsense import MOST_TOKENS, is_absurd, most_tokens, sound_usage
 from gateway.observations import Observation
+from gateway.routing.plugins import Contained
 from gateway.routing.router import Router
 from mesh.errors import MeshError
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
@@ -232,3 +233,20 @@ async def test_others_go_on_beside_a_node_that_floods(autojump_clock, mesh, nurs
     assert len(texts) == 10
     assert all(len(text) == len(words) for text in texts)
     assert gateway.service.in_flight == 0
+
+
+# A strategy of others.
+
+
+async def test_a_strategy_that_raises_costs_no_request_and_is_counted(autojump_clock, mesh):
+    def broken(_snapshot):
+        raise KeyError("secret")
+
+    await mesh.node()
+    dispatch = Dispatch(Router(mesh.gateway.registry))
+    dispatch.router.policy = Contained("theirs", broken)
+    events: list = []
+    for _ in range(3):
+        await dispatch.infer(request(max_tokens=16), events.append)
+    assert sum(isinstance(event, Done) for event in events) == 3
+    assert report.status(dispatch)["strategy"]["failures"] == {"it raised KeyError": 3}
