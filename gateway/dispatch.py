@@ -27,7 +27,7 @@ from gateway.absence import is_loading
 from gateway.attempt import Attempt
 from gateway.budget import Budget
 from gateway.delivery import Delivery
-from gateway.hedging import Hedging, Race
+from gateway.hedging import Hedging, Race, has_room
 from gateway.models import KnownModels
 from gateway.nonsense import IN_ANSWERS, most_tokens
 from gateway.routing.demand import demand_of
@@ -183,7 +183,7 @@ class Dispatch:
         while True:
             node = await self._next_node(search)
             before = delivery.tokens
-            lost = await self._ask(node, request, delivery, search)
+            lost = await self._let_answer(node, request, delivery, search)
             if lost is None:
                 return
             node, error = lost
@@ -202,54 +202,32 @@ class Dispatch:
         if not request.prior and not budget.withdraw():
             raise search.verdict()
 
-    async def _ask(
+    async def _let_answer(
         self, node: PeerView, request: InferenceRequest, delivery: Delivery, search: Search
     ) -> tuple[PeerView, MeshError] | None:
         """Let a node answer, or two where the first is late. None when the answer is complete; else who was lost, and how."""
+
+        async def attempt(node: PeerView, race: Race | None = None) -> None:
+            await self._attempt(node, request, delivery, race)
+
         patience = None if request.prior else self.hedging.patience(request)
-        if patience is not None:
-            return await self._race(node, request, delivery, search, patience)
-        try:
-            await self._attempt(node, request, delivery)
-        except MeshError as error:
-            return node, error
-        return None
-
-    async def _race(
-        self, node: PeerView, request: InferenceRequest, delivery: Delivery, search: Search, patience: float
-    ) -> tuple[PeerView, MeshError] | None:
-        race = Race()
-
-        async def run(node: PeerView, *, second: bool) -> None:
+        if patience is None:
             try:
-                await self._attempt(node, request, delivery, race)
+                await attempt(node)
             except MeshError as error:
-                race.failed(node, error)
-            except Exception as error:  # noqa: BLE001 - it is raised below, as itself and not in a group
-                race.broke(error)
-            else:
-                self.hedging.won += second and delivery.ended and delivery.node == node.peer_id
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(run, node, second=False))
-            if await race.late(patience) and (other := self._second(node, search)) is not None:
-                delivery.course.take("hedged")
-                self.hedging.hedged += 1
-                nursery.start_soon(partial(run, other, second=True))
-        if race.fault is not None:
-            raise race.fault
-        if delivery.ended:
+                return node, error
             return None
-        for loser, error in race.lost[:-1]:
-            search.failed(loser.peer_id, error)
-        return race.lost[-1]
-
-    def _second(self, first: PeerView, search: Search) -> PeerView | None:
-        ranked = self.router.rank(search.model, demand=search.demand, without={*search.tried, first.peer_id})
-        found = self.hedging.second(ranked)
-        if found is None or not self.hedging.budget.withdraw():
+        lost = await self.hedging.race(node, attempt, partial(self._others, node, search), delivery, patience)
+        if not lost:
             return None
-        return self.router.registry.peers[found.candidate.peer_id]
+        for loser, why in lost[:-1]:
+            search.failed(loser.peer_id, why)
+        return lost[-1]
+
+    def _others(self, node: PeerView, search: Search) -> list[PeerView]:
+        """Who could take the request beside this node, at once, best first."""
+        ranked = self.router.rank(search.model, demand=search.demand, without={*search.tried, node.peer_id})
+        return [self.router.registry.peers[item.candidate.peer_id] for item in ranked if has_room(item.candidate)]
 
     @staticmethod
     def _after(error: MeshError, search: Search, request: InferenceRequest, delivery: Delivery) -> InferenceRequest:

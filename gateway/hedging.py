@@ -9,16 +9,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from gateway.budget import Budget
+from mesh.errors import MeshError
 
 if TYPE_CHECKING:
     from gateway.attempt import Attempt
-    from gateway.routing.prediction import Ranked
-    from mesh.errors import MeshError
+    from gateway.delivery import Delivery
+    from gateway.routing.snapshot import Candidate
     from mesh.messages.inference import InferenceRequest
     from mesh.registry import PeerView
 
@@ -31,6 +34,9 @@ LEAST_PATIENCE = 0.02
 """Seconds: below it the second node could not be faster."""
 SHARE = 0.05
 BURST = 20.0
+
+
+Attempting = Callable[["PeerView", "Race"], Awaitable[None]]
 
 
 class FirstTokens:
@@ -70,11 +76,36 @@ class Hedging:
         late = self.first_tokens.late(request.model)
         return None if late is None else max(late, LEAST_PATIENCE)
 
-    @staticmethod
-    def second(ranked: list[Ranked]) -> Ranked | None:
-        """The first of them that has room now."""
-        candidates = ((item, item.candidate) for item in ranked)
-        return next((item for item, one in candidates if one.state == "ready" and not one.suspect and one.busy < one.slots), None)
+    async def race(
+        self, first: PeerView, attempt: Attempting, others: Callable[[], list[PeerView]], delivery: Delivery, patience: float
+    ) -> list[tuple[PeerView, MeshError]]:
+        """Let one node answer, and another one too when that is late. Who was lost; nobody when the answer is complete."""
+        race = Race()
+
+        async def run(node: PeerView, *, second: bool) -> None:
+            try:
+                await attempt(node, race)
+            except MeshError as error:
+                race.failed(node, error)
+            except Exception as error:  # noqa: BLE001 - it is raised below, as itself and not in a group
+                race.broke(error)
+            else:
+                self.won += second and delivery.ended and delivery.node == node.peer_id
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(run, first, second=False))
+            if await race.late(patience) and (found := others()) and self.budget.withdraw():
+                delivery.course.take("hedged")
+                self.hedged += 1
+                nursery.start_soon(partial(run, found[0], second=True))
+        if race.fault is not None:
+            raise race.fault
+        return [] if delivery.ended else race.lost
+
+
+def has_room(candidate: Candidate) -> bool:
+    """True for a node that could begin at once."""
+    return candidate.state == "ready" and not candidate.suspect and candidate.busy < candidate.slots
 
 
 class Race:
