@@ -31,6 +31,7 @@ from gateway.hedging import Hedging, Race, has_room
 from gateway.models import KnownModels
 from gateway.nonsense import IN_ANSWERS, most_tokens
 from gateway.routing.demand import demand_of
+from gateway.routing.filters import refuse_task
 from gateway.routing.snapshot import entry_of
 from gateway.search import Search, interrupted, is_failure, may_retry
 from mesh.errors import MeshError, TimedOut, Unavailable
@@ -143,7 +144,7 @@ class Dispatch:
             self.under_way.discard(delivery)
             if delivery.begun_at is not None:
                 self.hedging.first_tokens.saw(request.model, delivery.begun_at - started)
-            if delivery.done is not None:
+            if delivery.done is not None and request.task != "embedding":
                 self.router.lengths.saw(request.model, delivery.done.usage.completion_tokens)
             seconds = trio.current_time() - started
             self._count(outcome, delivery, seconds)
@@ -246,6 +247,8 @@ class Dispatch:
         if search.exhausted:
             raise search.verdict()
         node = self._choose(search)
+        if node is None:
+            refuse_task(self.router.registry.nodes(search.model), search.model, search.demand.task)
         if node is None and search.worth_waiting:
             node = await self._wait_for_node(search)
         if node is None:

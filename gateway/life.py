@@ -41,6 +41,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         strategy=config.strategy,
         limits=_limits(config),
         admission=_admission(config),
+        measuring=peer.measuring,
     )
     gateway.dispatch.models.missing = peer.seek
     WayIn(peer).mount(gateway.router)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 IN_ANSWERS = frozenset(("bad_tokens", "too_many_tokens", "bad_message", "incomplete_answer"))
 """Error codes that are faults of the node that gave the answer."""
 MOST_TOKENS = 1_048_576
-"""Of one choice, where neither the request nor the model's context says less; and of a prompt."""
+"""Of one choice, where neither the request nor the model's context says less."""
+MOST_PROMPT_TOKENS = 2**32
+"""Of all inputs of one request."""
 
 
 def is_absurd(load: ModelLoad) -> bool:
@@ -49,7 +51,7 @@ def most_tokens(request: InferenceRequest, entry: ModelEntry | None) -> int:
 
 def sound_usage(usage: Usage, *, given: int, most: int) -> Usage:
     """The usage where it can be true, else with what was counted here: `given` tokens of at most `most`."""
-    prompt = usage.prompt_tokens if 0 <= usage.prompt_tokens <= MOST_TOKENS else 0
+    prompt = usage.prompt_tokens if 0 <= usage.prompt_tokens <= MOST_PROMPT_TOKENS else 0
     completion = usage.completion_tokens if 0 <= usage.completion_tokens <= most else given
     sound = Usage(prompt, completion)
     return usage if sound == usage else sound

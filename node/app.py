@@ -21,6 +21,7 @@ from node.backends.build import build_backends
 from node.hardware import discover
 from node.http import Identification, Ports, url_of
 from node.leftovers import FILE, Leftovers
+from node.metrics import Meter
 from node.progress import LoadingProgress
 from node.service import NodeService
 
@@ -71,6 +72,7 @@ class Node:
             )
             peer = await self._peer(port)
             self._ports.routes.network = peer.nat.report
+            peer.measuring.measure = Meter(lambda: [backend.status() for backend in self._backends]).measure
             self._service.on_change(partial(self._changed, peer))
             self._announce(peer)
             await self._start(nursery, peer)

@@ -22,6 +22,7 @@ import trio
 from rich.progress import track
 
 from tests.bench import registry
+from tests.bench.affinity import affinity
 from tests.bench.disconnect import disconnect
 from tests.bench.link import link
 from tests.bench.overload import overload
@@ -210,6 +211,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "overload": overload,
     "disconnect": disconnect,
     "routing": routing,
+    "affinity": affinity,
     "endings": lambda fleet, _http: endings(fleet),
 }
 

@@ -163,7 +163,7 @@ async def test_status_has_the_agreed_shape_and_counts_what_was_asked(serve, clie
     assert (report["total_backends"], report["backends_by_type"]) == (2, {"GPU": 1, "API": 1})
     assert report["backends_by_status"] == {"healthy": 1, "unhealthy": 1}
     assert (report["total_requests"], report["total_successful"], report["total_failed"]) == (1, 1, 0)
-    assert report["supported_tasks"] == ["text-generation"]
+    assert report["supported_tasks"] == ["text-embedding", "text-generation"]
     first, second = report["backends"]
     assert (first["id"], first["type"], first["status"], first["endpoint"]) == ("a", "GPU", "healthy", url)
     assert (first["metrics"]["requests"], first["metrics"]["success_rate"], first["metrics"]["models_loaded"]) == (1, 1.0, 1)

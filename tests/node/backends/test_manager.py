@@ -145,7 +145,7 @@ async def test_one_of_ours_tells_of_itself(manager, nursery) -> None:
     assert (report["total_backends"], report["backends_by_type"], report["supported_tasks"]) == (
         1,
         {"GPU": 1},
-        ["text-generation"],
+        ["text-embedding", "text-generation"],
     )
     (described,) = report["backends"]
     assert (described["id"], described["name"], described["status"], described["models"]) == (
