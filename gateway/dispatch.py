@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -25,17 +27,24 @@ from gateway.models import KnownModels
 from gateway.routing.demand import demand_of
 from gateway.routing.snapshot import entry_of
 from gateway.search import Search, interrupted, is_failure, may_retry
+from gateway.stall import StallWatch
 from mesh.errors import MeshError, TimedOut, Unavailable
+from mesh.messages.link import Attach
 from mesh.service import paced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gateway.routing.router import Router
+    from mesh.identity import PeerId
+    from mesh.link import Link
+    from mesh.loopback import Loopback
     from mesh.messages.inference import InferenceRequest
     from mesh.registry import PeerView, RegistryEvent
     from mesh.service import Emit
 
+KEEP_BYTES = 16
+"""Of the secret under which a node keeps a stream: nobody guesses it."""
 POLL = 0.1
 """Seconds between two looks at the heartbeats while no node is ready; changes of records are told at once."""
 
@@ -94,12 +103,27 @@ class Dispatch:
         self.models = KnownModels(router.registry)
         self.totals = Totals()
         self.listeners: list[Callable[[Notice], None]] = []
+        self.stalls = StallWatch()
+        """Its `run` must be running for a node that hangs to be given up before `DispatchLimits.stall`."""
         self._limits = limits or DispatchLimits()
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the best node; see the head for retries and limits. Raises MeshError."""
         request = msgspec.structs.replace(request, model=self.models.resolve(request.model))
-        delivery, started = Delivery(emit, streamed=request.stream, resumable=request.resume), trio.current_time()
+        if request.stream and request.resume:
+            request = msgspec.structs.replace(request, keep=secrets.token_bytes(KEEP_BYTES))
+        await self._run(request, _delivery(request, emit))
+
+    async def pick_up(self, request: InferenceRequest, emit: Emit, *, keeper: PeerId, ended: Iterable[int]) -> None:
+        """Go on with a request of another gateway, behind its `prior`; `keeper` has what follows. Raises as `infer`."""
+        delivery = _delivery(request, emit)
+        view = self.router.registry.peers.get(keeper)
+        entry = entry_of(view, request.model) if view is not None else None
+        delivery.pick_up(request.prior, ended, keeper, entry.numerics if entry is not None else "")
+        await self._run(request, delivery)
+
+    async def _run(self, request: InferenceRequest, delivery: Delivery) -> None:
+        started = trio.current_time()
         self.totals.requests += 1
         self._tell(Notice(event="started", request=request, delivery=delivery))
         outcome: Outcome = "cancelled"
@@ -140,12 +164,14 @@ class Dispatch:
         limits = self._limits
         search = Search(request.model, demand_of(request), patience=limits.queue_wait, max_failures=limits.max_failures)
         while True:
-            node = await self._next_node(search)
+            node = self._back_to(delivery, search) or await self._next_node(search)
             before = delivery.tokens
             try:
-                await self._attempt(node, request, delivery)
+                await self._attempt(node, request, delivery, search)
             except MeshError as error:
                 logger.info("request %s: %s could not answer (%s)", request.request_id, node.record.name, error.code)
+                if delivery.keeper == node.peer_id and error.code != "link_lost":
+                    delivery.keeper = None
                 request = self._after(error, search, request, delivery)
                 if delivery.tokens > before:
                     search.advanced(node.peer_id, error, patience=limits.resume_wait)
@@ -165,6 +191,13 @@ class Dispatch:
         if delivery.started:
             raise interrupted(error) from error
         return msgspec.structs.replace(request, prior=[])
+
+    def _back_to(self, delivery: Delivery, search: Search) -> PeerView | None:
+        """The node that has the answer already, when there is a link to it again."""
+        view = self.router.registry.peers.get(delivery.keeper) if delivery.keeper is not None else None
+        if view is None or view.link is None or view.link.closed.is_set() or search.exhausted:
+            return None
+        return view
 
     async def _next_node(self, search: Search) -> PeerView:
         """The best node that was not tried. Waits a little for one when all that could answer are away."""
@@ -200,7 +233,7 @@ class Dispatch:
             search.patience -= trio.current_time() - started
         return node
 
-    async def _attempt(self, node: PeerView, request: InferenceRequest, delivery: Delivery) -> None:
+    async def _attempt(self, node: PeerView, request: InferenceRequest, delivery: Delivery, search: Search) -> None:
         """Let one node answer. Raises what it raised, or TimedOut; returns once `Done` was delivered."""
         if node.link is None:
             raise Unavailable(f"the link to {node.record.name} was lost", code="link_lost")
@@ -214,13 +247,15 @@ class Dispatch:
             stall=self._limits.stall,
             numerics=entry.numerics if entry is not None else "",
             resumes=bool(request.prior),
+            attaches=delivery.keeper == node.peer_id,
         )
+        spare = partial(self._has_spare, search, node)
         request = _with_time_left(request, delivery)
         delivery.attempts += 1
         seen.begin(trio.current_time())
         try:
-            with attempt.scope:
-                await node.link.infer(request, paced(attempt.emit, attempt.room))
+            with attempt.scope, self.stalls.watching(attempt, node.link, request.model, delivery, seen, spare):
+                await self._ask(node.link, request, delivery, paced(attempt.emit, attempt.room))
             attempt.check()
         except MeshError as error:
             if delivery.ended:
@@ -230,6 +265,21 @@ class Dispatch:
             raise
         finally:
             seen.end()
+
+    def _has_spare(self, search: Search, node: PeerView) -> bool:
+        """Whether another node than this one could go on."""
+        return bool(self.router.rank(search.model, demand=search.demand, without={node.peer_id, *search.tried}))
+
+    @staticmethod
+    async def _ask(link: Link | Loopback, request: InferenceRequest, delivery: Delivery, emit: Emit) -> None:
+        if delivery.keeper == link.peer_id:
+            await link.attach(Attach(keep=request.keep, tenant=request.tenant, tokens=delivery.tokens), emit)
+        else:
+            await link.infer(request, emit)
+
+
+def _delivery(request: InferenceRequest, emit: Emit) -> Delivery:
+    return Delivery(emit, streamed=request.stream, resumable=request.resume, keep=request.keep)
 
 
 def _with_time_left(request: InferenceRequest, delivery: Delivery) -> InferenceRequest:

@@ -19,15 +19,15 @@ import msgspec
 import trio
 
 from mesh.errors import BackendFailed, BadRequest
-from mesh.http.errors import INTERNAL, error_response, public_error
+from mesh.http.errors import error_response, public_error
 from mesh.http.message import Response, StreamingResponse, StreamWriter
-from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest
+from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest, Reader
 from mesh.openai.collected import CollectedChoice
-from mesh.openai.errors import error_event, model_not_found
+from mesh.openai.errors import model_not_found
+from mesh.openai.event_stream import EventStream, ended, node_headers, resume_headers
 from mesh.openai.parse import parse_chat, parse_completion
 from mesh.openai.translate import Identity, chat_inference, completion_inference, model_object
 from mesh.openai.wording import Wording
-from mesh.service import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,12 +93,13 @@ class OpenAIRoutes:
     ) -> Response | StreamingResponse:
         headers = {"x-request-id": inference.request_id, **_ignored_header(ignored)}
         include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        inference = msgspec.structs.replace(inference, reader=Reader(model=inference.model, include_usage=include_usage))
         wording = Wording(task, inference, include_usage=include_usage)
         if not body.stream:
             return await self._whole(inference, wording, headers)
 
         async def produce(writer: StreamWriter) -> None:
-            await _Stream(wording, writer).run(self._service, inference)
+            await EventStream(wording, writer).run(self._service, inference)
 
         return StreamingResponse(produce, headers={"cache-control": "no-cache", **headers})
 
@@ -111,7 +112,8 @@ class OpenAIRoutes:
             if public is None:
                 raise
             return error_response(public, {**headers, **collected.headers})
-        return Response.json(wording.reply(collected.choices, done), headers={**headers, **collected.headers})
+        told = {**headers, **collected.headers, **resume_headers(done)}
+        return Response.json(wording.reply(collected.choices, done), headers=told)
 
 
 class _Collected:
@@ -130,12 +132,12 @@ class _Collected:
             raise BackendFailed(
                 f"the answer grew over {MAX_REPLY_CHARACTERS} characters; ask for fewer tokens", code="reply_too_large"
             )
-        return _ended(self._done)
+        return ended(self._done)
 
     def _take(self, event: Event) -> None:
         match event:
             case Accepted():
-                self.headers = _node_headers(event)
+                self.headers = node_headers(event)
             case Delta():
                 self._grow(event)
             case Done():
@@ -151,49 +153,6 @@ class _Collected:
             self._scope.cancel()
 
 
-class _Stream:
-    """The events of a request that is answered as they come."""
-
-    def __init__(self, wording: Wording, writer: StreamWriter) -> None:
-        self._wording = wording
-        self._writer = writer
-        self._started = False
-        self._done: Done | None = None
-
-    async def run(self, service: InferenceService, inference: InferenceRequest) -> None:
-        try:
-            await service.infer(inference, paced(self._take, self._writer.room))
-            _ended(self._done)
-        except Exception as error:
-            if self._started and self._done is None:
-                self._writer.write(error_event(public_error(error) or INTERNAL))
-            raise
-
-    def _take(self, event: Event) -> None:
-        match event:
-            case Accepted():
-                self._writer.headers.update(_node_headers(event))
-            case Delta():
-                self._writer.write(self._opening() + self._wording.chunk(event))
-            case Done():
-                self._done = event
-                self._writer.write(self._opening() + self._wording.closing(event))
-            case _:
-                pass
-
-    def _opening(self) -> bytes:
-        if self._started:
-            return b""
-        self._started = True
-        return self._wording.opening()
-
-
-def _ended(done: Done | None) -> Done:
-    if done is None:
-        raise BackendFailed("the answer ended without saying that it was complete; try again")
-    return done
-
-
 def _as_headers_say(request: Request, inference: InferenceRequest) -> InferenceRequest:
     wish = request.headers.get(RESUME, "on").lower()
     if wish not in ("on", "off"):
@@ -203,14 +162,6 @@ def _as_headers_say(request: Request, inference: InferenceRequest) -> InferenceR
 
 def _identity() -> Identity:
     return Identity(request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(63))
-
-
-def _node_headers(accepted: Accepted) -> Headers:
-    """`node` is another machine's word: quoted, so that it is a header whatever it says."""
-    return {
-        "x-infermesh-node": quote(accepted.node, safe=" /:@+", errors="replace"),
-        "x-infermesh-attempts": str(accepted.attempts),
-    }
 
 
 def _ignored_header(ignored: list[str]) -> Headers:
