@@ -21,6 +21,7 @@ from rich.progress import track
 
 from tests.bench import registry
 from tests.bench.link import link
+from tests.bench.resume import resume
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
@@ -200,6 +201,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "joins": arrivals,
     "registry": lambda _fleet, _http: records(),
     "link": lambda _fleet, _http: link(),
+    "resume": lambda _fleet, _http: resume(),
     "gateway": through_gateway,
     "engine": demo_engine,
     "endings": lambda fleet, _http: endings(fleet),
