@@ -122,7 +122,9 @@ class Delivery:
             return
         self._told = True
         token = str(ResumeToken.of(node, self._keep_secret)) if self.keeper == node else ""
-        self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts, resume_token=token))
+        self.emit(
+            msgspec.structs.replace(accepted, node=node, attempts=self.attempts, numerics=self.numerics, resume_token=token)
+        )
 
     def take(self, delta: Delta) -> None:
         """Pass new output on. Raises BackendFailed when it does not begin where the last one ended."""

@@ -25,6 +25,7 @@ from gateway.attempt import Attempt
 from gateway.delivery import Delivery
 from gateway.models import KnownModels
 from gateway.routing.demand import demand_of
+from gateway.routing.filters import refuse_task
 from gateway.routing.snapshot import entry_of
 from gateway.search import Search, interrupted, is_failure, may_retry
 from gateway.stall import StallWatch
@@ -110,7 +111,7 @@ class Dispatch:
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the best node; see the head for retries and limits. Raises MeshError."""
         request = msgspec.structs.replace(request, model=self.models.resolve(request.model))
-        if request.stream and request.resume:
+        if request.stream and request.resume and request.task != "embedding":
             request = msgspec.structs.replace(request, keep=secrets.token_bytes(KEEP_BYTES))
         await self._run(request, _delivery(request, emit))
 
@@ -134,7 +135,7 @@ class Dispatch:
             raise
         finally:
             outcome = "succeeded" if delivery.ended else outcome
-            if delivery.done is not None:
+            if delivery.done is not None and request.task != "embedding":
                 self.router.lengths.saw(request.model, delivery.done.usage.completion_tokens)
             seconds = trio.current_time() - started
             self._count(outcome, delivery, seconds)
@@ -204,6 +205,8 @@ class Dispatch:
         if search.exhausted:
             raise search.verdict()
         node = self._choose(search)
+        if node is None:
+            refuse_task(self.router.registry.nodes(search.model), search.model, search.demand.task)
         if node is None and search.worth_waiting:
             node = await self._wait_for_node(search)
         if node is None:

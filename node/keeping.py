@@ -78,7 +78,7 @@ class Keeper:
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request, kept when it asks for it and there is room. Raises what the service raises, Conflict."""
-        if self._nursery is None or not request.keep or not self._make_way(request):
+        if self._nursery is None or not request.keep or request.task == "embedding" or not self._make_way(request):
             await self._service.infer(request, emit)
             return
         stream = KeptStream(request, self._grew)

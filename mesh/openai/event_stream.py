@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from mesh.errors import BackendFailed
 from mesh.http.errors import INTERNAL, public_error
 from mesh.messages.inference import Accepted, Delta, Done
 from mesh.openai.errors import error_event
+from mesh.openai.reply_headers import node_headers
 from mesh.service import paced
 
 if TYPE_CHECKING:
@@ -85,14 +85,6 @@ def ended(done: Done | None) -> Done:
     if done is None:
         raise BackendFailed("the answer ended without saying that it was complete; try again")
     return done
-
-
-def node_headers(accepted: Accepted) -> dict[str, str]:
-    """`node` is another machine's word: quoted, so that it is a header whatever it says."""
-    return {
-        "x-infermesh-node": quote(accepted.node, safe=" /:@+", errors="replace"),
-        "x-infermesh-attempts": str(accepted.attempts),
-    }
 
 
 def resume_headers(done: Done) -> dict[str, str]:

@@ -4,7 +4,7 @@
    another, then padding. Linear layers see one matrix; only this function knows where one sequence ends.
 2. It writes the new keys and values into the arena and lets each token see its own sequence up to itself, and no further back
    than the layer's sliding window.
-3. What it cannot do exactly (soft caps, sinks, foreign masks) it refuses by raising `Inexact`: never a nearly right answer.
+3. What it cannot do exactly (masks of the model's own, ...) it refuses by raising `Inexact`: never a nearly right answer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from node.worker.scores import Rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,16 @@ NAME = "infermesh_slots"
 """The attention implementation's name in transformers. It has no mask function, so models build no mask."""
 
 HARMLESS = frozenset(
-    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "past_key_values"}
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "use_cache",
+        "output_attentions",
+        "output_router_logits",
+        "cache_position",
+        "past_key_values",
+    }
 )
 """Arguments that models pass along and that change nothing here."""
 
@@ -99,13 +109,16 @@ def slot_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     slot_step: StepContext | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim], rotated already -> [1, tokens, heads, dim]."""
     assert slot_step is not None
     step = slot_step
-    _refuse_unknown(module, attention_mask, rest)
+    _refuse_unknown(module, attention_mask, s_aux, rest)
+    rules = Rules(scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux)
     layer = module.layer_idx
     step.windows[layer] = sliding_window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
@@ -115,31 +128,27 @@ def slot_attention(
     values[step.places] = value[0].transpose(0, 1)
     out = query.new_zeros(query.shape[2], query.shape[1], query.shape[3])
     for group in step.groups:
-        out[group.rows] = _decode(query[0].transpose(0, 1)[group.rows], keys, values, group, scaling, sliding_window)
+        out[group.rows] = _decode(query[0].transpose(0, 1)[group.rows], keys, values, group, rules)
     for piece in step.pieces:
         rows = slice(piece.row, piece.row + piece.count)
-        out[rows] = _prefill(query[:, :, rows], keys, values, piece, scaling, sliding_window)[0].transpose(0, 1)
+        out[rows] = _prefill(query[:, :, rows], keys, values, piece, rules)[0].transpose(0, 1)
     return out[None], None
 
 
-def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, scaling: float | None, window: int | None) -> Tensor:
+def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:
     """One call for all rows of a group [rows, heads, dim]; query heads that share a key head stand as rows of one matrix."""
     rows, heads, dim = query.shape
     kv_heads = keys.shape[1]
     spread = query.new_zeros(group.span, heads, dim)
     spread[group.extents] = query
-    grouped = scaled_dot_product_attention(
-        spread.view(group.span, kv_heads, heads // kv_heads, dim),
-        group.view(keys),
-        group.view(values),
-        attn_mask=group.mask(window),
-        scale=scaling,
+    grouped = rules.attend(
+        spread.view(group.span, kv_heads, heads // kv_heads, dim), group.view(keys), group.view(values), group.mask(rules.window)
     )
     return grouped.reshape(group.span, heads, dim)[group.extents].view(rows, heads, dim)
 
 
-def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, scaling: float | None, window: int | None) -> Tensor:
-    end = piece.past + piece.count
+def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, rules: Rules) -> Tensor:
+    end, window = piece.past + piece.count, rules.window
     start = 0 if window is None else max(0, piece.past + 1 - window)
     shared = query.shape[1] // keys.shape[1]
     seen = slice(piece.start + start, piece.start + end)
@@ -147,10 +156,10 @@ def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, scaling:
     key = keys[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
     value = values[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
     if start == piece.past and (window is None or piece.count <= window):
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        return rules.attend(query, key, value)
     last = torch.arange(piece.past, end, device=query.device)[:, None]
     mask = _visible(torch.arange(start, end, device=query.device), last, window)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return rules.attend(query, key, value, mask)
 
 
 def _visible(positions: Tensor, last: Tensor, window: int | None) -> Tensor:
@@ -159,14 +168,14 @@ def _visible(positions: Tensor, last: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (positions > last - window)
 
 
-def _refuse_unknown(module: Any, mask: Tensor | None, rest: dict[str, Any]) -> None:
+def _refuse_unknown(module: Any, mask: Tensor | None, sinks: Tensor | None, rest: dict[str, Any]) -> None:
     unknown = sorted(name for name, value in rest.items() if value is not None and name not in HARMLESS)
     if unknown:
         raise Inexact(f"attention takes {', '.join(unknown)}")
     if mask is not None:
         raise Inexact("attention takes a mask of the model's own")
-    if getattr(module, "sinks", None) is not None:
-        raise Inexact("attention has sinks")
+    if sinks is None and getattr(module, "sinks", None) is not None:
+        raise Inexact("attention has sinks that it does not pass on")
     if not getattr(module, "is_causal", True):
         raise Inexact("attention is not causal")
 

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -22,18 +23,21 @@ from mesh.messages.worker import Loading, Ready
 from mesh.version import __version__
 from node.worker.attention import NAME, Inexact
 from node.worker.cache.arena import ArenaShape
-from node.worker.chat import LLAMA3_END
 from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
 from node.worker.digest import numerics_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
 from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
 from node.worker.intake import Intake
+from node.worker.lora.adapter import read_adapter
+from node.worker.lora.layers import attach
+from node.worker.lora.runner import AdaptedRunner
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import check_configuration, check_model, check_state, probe
+from node.worker.templates import ChatTemplate, get_template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 _logger = logging.getLogger(__name__)
@@ -57,31 +61,71 @@ class Options:
     context: int | None = None
     cache_mib: int | None = None
     """Most memory for keys and values; None leaves it to what is free."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters to serve beside the model: their directories by the name that requests ask for."""
     limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model that generated its first token, and what it was made of."""
+
+    engine: Engine
+    ready: Ready
+    model: Any
+    tokenizer: Any
 
 
 def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, Ready]:
     """Load a model and generate one token with it. Raises Misconfigured."""
+    loaded = load_text(options, report)
+    return loaded.engine, loaded.ready
+
+
+def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
+    """The same, with all that it was made of."""
     report(Loading(done=0, total=0, phase="checking"))
     directory = open_directory(options.path)
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, directory, device.device)
-    tokenizer = _tokenizer(directory)
-    model = _model(directory, dtype, device, report)
+    tokenizer = read_tokenizer(directory)
+    stand_in = _stand_in(directory, tokenizer)
+    model = read_model(directory, dtype, device, report)
     report(Loading(done=0, total=0, phase="warming up"))
+    adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
+    selection = attach(model, adapters)
     runner = _runner(model, options)
+    if adapters:
+        runner = AdaptedRunner(runner, selection)
+    ends = end_tokens(model, tokenizer, stand_in)
     intake = Intake(
         tokenizer,
         vocabulary=_vocabulary(model),
-        end_tokens=end_tokens(model, tokenizer),
+        end_tokens=ends,
         context_length=runner.context_length,
+        adapters={adapter.name: number for number, adapter in enumerate(adapters, start=1)},
     )
     engine = Engine(runner, intake, limits=options.limits)
-    engine.warm_up()
-    return engine, _ready(directory, model, tokenizer, runner, device)
+    _warm_up(engine, options.path)
+    ready = _ready(directory, model, tokenizer, ends, runner, device)
+    ready = msgspec.structs.replace(ready, adapters={adapter.name: adapter.digest for adapter in adapters})
+    return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer)
 
 
-def _tokenizer(directory: ModelDirectory) -> Any:
+def _warm_up(engine: Engine, path: Path) -> None:
+    try:
+        engine.warm_up()
+    # Modelling code may fail in any way; a model that cannot say one token will not learn it in another process.
+    except Exception as error:
+        _logger.exception("the first token failed")
+        raise Misconfigured(
+            f"the model in {path} loads and cannot generate ({type(error).__name__}: {_first_line(error)}); "
+            "try another --dtype or --device, or use another model"
+        ) from error
+
+
+def read_tokenizer(directory: ModelDirectory) -> Any:
+    """The model's tokenizer. Raises Misconfigured."""
     try:
         return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
     # Whatever the library raises here, it is about these files.
@@ -92,11 +136,35 @@ def _tokenizer(directory: ModelDirectory) -> Any:
         ) from error
 
 
-def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, report: Callable[[Loading], None]) -> Any:
+def _stand_in(directory: ModelDirectory, tokenizer: Any) -> ChatTemplate | None:
+    """Give a tokenizer without a chat template one of ours; None when it has its own."""
+    if tokenizer.chat_template:
+        return None
+    template = get_template(_names(directory))
+    tokenizer.chat_template = template.text
+    return template
+
+
+def _names(directory: ModelDirectory) -> str:
+    """What the model is called: by its folder, by its configuration."""
+    config = directory.config
+    return " ".join([directory.path.resolve().name, str(config.get("_name_or_path", "")), str(config.get("model_type", ""))])
+
+
+def read_model(
+    directory: ModelDirectory,
+    dtype: torch.dtype,
+    device: DeviceInfo,
+    report: Callable[[Loading], None],
+    *,
+    kind: Any = AutoModelForCausalLM,
+    spare: str = "",
+) -> Any:
+    """The model, complete. `kind` makes it; tensors whose names have `spare` in them may be missing. Raises Misconfigured."""
     previous = transformers_logging.set_tqdm_hook(_progress(report))
     try:
         config = AutoConfig.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             directory.path,
             config=config,
             dtype=dtype,
@@ -115,7 +183,7 @@ def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, re
         raise Misconfigured(f"the model in {directory.path} cannot be loaded: {_first_line(error)}") from error
     finally:
         transformers_logging.set_tqdm_hook(previous)
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(name for name in info["missing_keys"] if not (spare and spare in name)):
         raise Misconfigured(
             f"the weights in {directory.path} lack {len(missing)} tensors (the first is {missing[0]}); fetch the model again"
         )
@@ -238,24 +306,24 @@ def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end an answer: whatever generation config, config and tokenizer name."""
+def end_tokens(model: Any, tokenizer: Any, stand_in: ChatTemplate | None = None) -> frozenset[int]:
+    """The ids that end an answer: whatever generation config, config and tokenizer name, and the end of a template of ours."""
     named: set[int] = set()
     for owner in (model.generation_config, model.config, model.config.get_text_config(), tokenizer):
         value = getattr(owner, "eos_token_id", None)
         named.update(value if isinstance(value, list) else [] if value is None else [value])
-    if not tokenizer.chat_template:
-        end = tokenizer.get_vocab().get(LLAMA3_END)
-        named.update([] if end is None else [end])
+    end = tokenizer.get_vocab().get(stand_in.end) if stand_in else None
+    named.update([] if end is None else [end])
     return frozenset(named)
 
 
-def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner, device: DeviceInfo) -> Ready:
+def _ready(
+    directory: ModelDirectory, model: Any, tokenizer: Any, ends: frozenset[int], runner: Runner, device: DeviceInfo
+) -> Ready:
     digest = weights_digest(directory)
     dtype = str(model.dtype).removeprefix("torch.")
     template = str(tokenizer.chat_template or "")
     versions = (__version__, torch.__version__, transformers.__version__, type(tokenizer).__name__)
-    ends = str(sorted(end_tokens(model, tokenizer)))
     return Ready(
         context_length=runner.context_length,
         vocabulary=_vocabulary(model),
@@ -266,7 +334,7 @@ def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner
         device_memory=device.memory,
         dtype=dtype,
         weights_digest=digest,
-        numerics=numerics_digest(digest, template, ends, dtype, device.device.type, str(runner.batching), *versions),
+        numerics=numerics_digest(digest, template, str(sorted(ends)), dtype, device.device.type, str(runner.batching), *versions),
         architecture=type(model).__name__,
         batching=runner.batching,
     )

@@ -20,6 +20,7 @@ import trio
 from rich.progress import track
 
 from tests.bench import registry
+from tests.bench.affinity import affinity
 from tests.bench.link import link
 from tests.bench.resume import resume
 from tests.figures import Figure, quantile, report, write
@@ -204,6 +205,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "resume": lambda _fleet, _http: resume(),
     "gateway": through_gateway,
     "engine": demo_engine,
+    "affinity": affinity,
     "endings": lambda fleet, _http: endings(fleet),
 }
 
