@@ -19,10 +19,10 @@ DONE = Done("stop", Usage(1, 6), Performance(1.0, 2.0, 0.0, 100.0, 1))
 class Engine:
     """A node's engine: its counter goes up while it works."""
 
-    def __init__(self, node, gap: float = 0.1, counts: bool = True) -> None:
+    def __init__(self, node) -> None:
         self.node = node
-        self.gap = gap
-        self.counts = counts
+        self.gap = 0.1
+        self.counts = True
         self.step = 100
         self.hangs = trio.Event()
         node.script += [self.answer] * 20
@@ -46,8 +46,8 @@ class Engine:
 
 @pytest.fixture
 def engine(mesh, nursery):
-    async def build(**options) -> Engine:
-        made = Engine(await mesh.node(), **options)
+    async def build() -> Engine:
+        made = Engine(await mesh.node())
         nursery.start_soon(made.beat)
         return made
 
@@ -136,7 +136,8 @@ async def test_the_only_node_is_not_given_up(autojump_clock, engine, dispatch):
 
 
 async def test_an_engine_that_steps_for_others_is_at_work(autojump_clock, engine, dispatch):
-    slow, other = ordered(await engine(gap=8.0), await engine())
+    slow, other = ordered(await engine(), await engine())
+    slow.gap = 8.0
     events, gaps = await ask(dispatch)
     assert whole(events)
     assert max(gaps) >= 8.0
@@ -145,7 +146,8 @@ async def test_an_engine_that_steps_for_others_is_at_work(autojump_clock, engine
 
 
 async def test_a_backend_that_counts_no_steps_keeps_the_long_limit(autojump_clock, engine, dispatch):
-    _, other = ordered(await engine(gap=8.0, counts=False), await engine())
+    one, other = ordered(await engine(), await engine())
+    one.gap, one.counts = 8.0, False
     events, _ = await ask(dispatch)
     assert whole(events)
     assert other.node.requests == []
