@@ -88,6 +88,12 @@ class Totals:
     cancelled: int = 0
     retried: int = 0
     resumed: int = 0
+    stalled: int = 0
+    """Attempts that were given up because their node did nothing."""
+    picked_up: int = 0
+    """Streams of other gateways, or of connections that were lost."""
+    not_found: int = 0
+    """Streams that were asked for and are not there, or somebody else's."""
     seconds: float = 0.0
 
     @property
@@ -149,6 +155,7 @@ class Dispatch:
         setattr(self.totals, outcome, getattr(self.totals, outcome) + 1)
         self.totals.retried += delivery.attempts > 1
         self.totals.resumed += delivery.resumes > 0
+        self.totals.stalled += delivery.stalls
         self.totals.seconds += seconds
 
     async def _within_total(self, request: InferenceRequest, delivery: Delivery) -> None:

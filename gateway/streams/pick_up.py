@@ -57,10 +57,9 @@ class FoundStream:
 
 
 class Streams:
-    """See the head of this file. `looks` counts how often a stream was asked for, `found` how often it was there."""
+    """See the head of this file."""
 
     def __init__(self, dispatch: Dispatch) -> None:
-        self.looks = self.found = 0
         self._dispatch = dispatch
         self._registry: Registry = dispatch.router.registry
         self._looking = 0
@@ -69,16 +68,17 @@ class Streams:
         """The stream behind its first `tokens` tokens. Raises NotFound(code="stream_not_found"), Busy."""
         if self._looking >= MAX_LOOKS:
             raise Busy(f"{MAX_LOOKS} streams are being looked for, the limit; try again in a second", retry_after=1)
-        self.looks += 1
         self._looking += 1
         try:
             wanted = Attach(keep=token.secret, tenant=tenant, tokens=tokens, follow=False)
             found = await self._search(token, wanted)
         finally:
             self._looking -= 1
+        totals = self._dispatch.totals
         if found is None:
+            totals.not_found += 1
             raise not_found()
-        self.found += 1
+        totals.picked_up += 1
         return found
 
     async def _search(self, token: ResumeToken, wanted: Attach) -> FoundStream | None:

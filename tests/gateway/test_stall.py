@@ -96,6 +96,7 @@ async def test_a_node_that_hangs_in_the_middle_is_left_within_seconds(autojump_c
     assert events[0].node == one.node.peer_id
     assert 2.0 <= max(gaps) <= 3.5
     assert two.node.requests[0].prior == [[event.offset for event in events[1 : len(two.node.requests[0].prior[0]) + 1]]]
+    assert dispatch.totals.stalled == 1
     await one.node.ended.wait()
     assert one.node.cancelled == ["r"]
 

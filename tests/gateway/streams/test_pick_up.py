@@ -44,7 +44,7 @@ async def test_an_sse_client_goes_on_at_another_gateway_and_nothing_is_made_twic
     assert rest.chunks[0]["created"] == begun.chunks[0]["created"]
     assert all("role" not in choice["delta"] for chunk in rest.chunks for choice in chunk["choices"])
     assert rest.ids[-1].endswith(":40")
-    assert second.gateway.streams.found == 1
+    assert second.gateway.dispatch.totals.picked_up == 1
     assert node.generated == 40
 
 
@@ -138,7 +138,7 @@ async def test_the_node_dies_after_its_stream_was_picked_up(town, client, until)
             resumed.append(await client.resume(second, begun.marker))
 
         nursery.start_soon(resume)
-        await until(lambda: second.gateway.streams.found)
+        await until(lambda: second.gateway.dispatch.totals.picked_up)
         await trio.sleep(0.05)
         victim = next(node for node in nodes if node.keeper)
         town.network.kill(victim.peer_id)
@@ -198,6 +198,7 @@ async def test_somebody_elses_stream_is_not_there(town, client, until, what, mon
             await socket.say(type="resume", resume_token=token, index=int(index or 0))
             refused = await socket.next()
         assert (refused["type"], refused["code"]) == ("error", "stream_not_found")
+        assert way.gateway.dispatch.totals.not_found == (0 if what == "garbage" else 2)
         if what == "tenant":
             monkeypatch.undo()
     assert got[0].done
