@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
+from gateway.nonsense import sound_usage
 from mesh.errors import BackendFailed, MeshError, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done
 
 if TYPE_CHECKING:
     from gateway.delivery import Delivery
+    from gateway.hedging import Race
     from gateway.observations import Observation
     from mesh.identity import PeerId
     from mesh.messages.inference import Event
@@ -37,12 +40,18 @@ class Attempt:
         numerics: str = "",
         resumes: bool = False,
         attaches: bool = False,
+        race: Race | None = None,
     ) -> None:
-        """`numerics` as the node announces it. `resumes`: behind what another one gave; `attaches`: it goes on with its own."""
+        """`numerics` as the node announces it. `resumes`: behind what another one gave; `attaches`: it goes on with its own.
+
+        `race`: it is not alone.
+        """
         self._node = node
         self._numerics = numerics
         self._resumes = resumes
         self._attaches = attaches
+        self._race = race
+        self._beaten = False
         self._fault: MeshError | None = None
         self._tokens_before = delivery.tokens
         self._delivery = delivery
@@ -60,6 +69,19 @@ class Attempt:
         self.moved_at = self._sent_at
         """When the node was last seen at work on the request."""
         self.scope = trio.CancelScope(deadline=self._sent_at + first_token)
+        delivery.course.take("asked")
+        if race is not None:
+            race.enter(self)
+
+    def lose(self) -> None:
+        """Another node was faster."""
+        if self._first_at or self._beaten:
+            return
+        self._beaten = True
+        # It takes at least so long: who only ever loses must not look fast for ever.
+        if not self._queued and not self.scope.cancel_called:
+            self._seen.saw_first_token(trio.current_time() - self._sent_at)
+        self.scope.cancel()
 
     def emit(self, event: Event) -> None:
         """Pass on one event of the node. One that comes after the time limit is dropped."""
@@ -96,7 +118,7 @@ class Attempt:
 
     def check(self) -> None:
         """Called when the link has returned: raises TimedOut or BackendFailed when the answer is not complete."""
-        if self._delivery.ended:
+        if self._delivery.ended or self._beaten:
             return
         if self._fault is not None:
             raise self._fault
@@ -113,23 +135,29 @@ class Attempt:
         self._queued = event.waiting > 0
         self._seen.reported(event.running, event.waiting, ended=False)
         self.moved_at = trio.current_time()
+        if self.scope.cancel_called:
+            return
         self._delivery.accept(self._node, event)
         if not self._first_at:
             self.scope.deadline = self.moved_at + self._first_token
+            self._delivery.course.take("accepted")
 
     def _on_delta(self, event: Delta) -> None:
         now = trio.current_time()
         if self.scope.cancel_called:
             return
-        if not self._first_at:
-            self._win(now)
-        elif now - self.moved_at > self.worst_gap:
-            self.worst_gap = now - self.moved_at
-        self._last_at = self.moved_at = now
-        # Moving a deadline costs more than a token is worth: only when half of it has gone.
-        if self.scope.deadline - now < self._stall / 2:
-            self.scope.deadline = now + self._stall
+        if self._first_at:
+            self.worst_gap = max(self.worst_gap, now - self.moved_at)
+            # Moving a deadline costs more than a token is worth: only when half of it has gone.
+            if self.scope.deadline - now < self._stall / 2:
+                self.scope.deadline = now + self._stall
         try:
+            if not self._first_at:
+                self._delivery.check(event, anew=not (self._resumes or self._attaches))
+                if not self._claim():
+                    return
+                self._win(now)
+            self._last_at = self.moved_at = now
             self._delivery.take(event)
         except MeshError as error:
             self._fault = error
@@ -142,7 +170,14 @@ class Attempt:
             self._seen.saw_first_token(now - self._sent_at)
         self._answer()
 
+    def _claim(self) -> bool:
+        return self._race is None or self._race.claim(self)
+
     def _answer(self) -> None:
+        self._delivery.course.take("answered")
+        if self._race is not None:
+            # The other one may have been the last to accept.
+            self._delivery.accept(self._node, self._accepted)
         if self._attaches:
             self._delivery.go_on(self._node, self._accepted)
         elif self._resumes:
@@ -154,9 +189,18 @@ class Attempt:
         if self._delivery.ended or self.scope.cancel_called:
             return
         if not self._first_at:
+            if not self._claim():
+                return
             self._answer()
         self._seen.reported(event.running, event.waiting, ended=True)
         self._seen.saw_decode(self._last_at - self._first_at, self._delivery.tokens - self._tokens_before - 1)
         self._seen.saw_gap(self.worst_gap)
         self._seen.succeed(trio.current_time() - self._sent_at)
-        self._delivery.finish(event)
+        self._delivery.finish(self._sound(event))
+
+    def _sound(self, done: Done) -> Done:
+        usage = sound_usage(done.usage, given=self._delivery.tokens, most=self._delivery.most_in_all)
+        if usage is done.usage:
+            return done
+        self._seen.fault("absurd_usage")
+        return msgspec.structs.replace(done, usage=usage)
