@@ -26,6 +26,7 @@ from tests.bench.affinity import affinity
 from tests.bench.disconnect import disconnect
 from tests.bench.link import link
 from tests.bench.overload import overload
+from tests.bench.resume import resume
 from tests.bench.routing import routing
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
@@ -206,6 +207,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "joins": arrivals,
     "registry": lambda _fleet, _http: records(),
     "link": lambda _fleet, _http: link(),
+    "resume": lambda _fleet, _http: resume(),
     "gateway": through_gateway,
     "engine": demo_engine,
     "overload": overload,
