@@ -28,6 +28,7 @@ from node.worker.digest import numerics_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
 from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
+from node.worker.fused.way import fastest, modules
 from node.worker.intake import Intake
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import check_configuration, check_model, check_state, probe
@@ -35,6 +36,10 @@ from node.worker.suitability import check_configuration, check_model, check_stat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from torch import Tensor
+
+    from node.worker.fused.way import Way
 
 _logger = logging.getLogger(__name__)
 
@@ -68,8 +73,14 @@ def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, R
     dtype = pick_dtype(options.dtype, directory, device.device)
     tokenizer = _tokenizer(directory)
     model = _model(directory, dtype, device, report)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     report(Loading(done=0, total=0, phase="warming up"))
-    runner = _runner(model, options)
+    try:
+        runner, way = _runner(model, options, fastest)
+    except _Spoilt as reason:
+        _logger.error("the fast way of computing this model is not used: %s; please report this", reason)  # noqa: TRY400
+        model = _model(directory, dtype, device, report)
+        runner, way = _runner(model, options, modules)
     intake = Intake(
         tokenizer,
         vocabulary=_vocabulary(model),
@@ -78,7 +89,7 @@ def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, R
     )
     engine = Engine(runner, intake, limits=options.limits)
     engine.warm_up()
-    return engine, _ready(directory, model, tokenizer, runner, device)
+    return engine, _ready(directory, model, tokenizer, runner, device, parameters, way)
 
 
 def _tokenizer(directory: ModelDirectory) -> Any:
@@ -157,20 +168,31 @@ class _Bar:
         return lambda *_, **__: None
 
 
-def _runner(model: Any, options: Options) -> Runner:
+class _Spoilt(Exception):
+    """The model's weights were taken over by a way of computing it that is not right."""
+
+
+def _runner(model: Any, options: Options, choose: Callable[[Any], Way]) -> tuple[Runner, str]:
+    """What computes the model, and by which way. Raises _Spoilt when another way should be chosen for a fresh model."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
     if options.context and options.context > longest:
         raise Misconfigured(f"--context {options.context} is more than the {longest} positions that the model knows")
+    name = modules(model).name
     try:
         check_configuration(model)
         shape, room = _room(model, options, longest)
-        runner = SlotRunner(model, shape, room)
-        _check(model, runner)
+        expected = _expected(model)
+        way = choose(model)
+        name = way.name
+        runner = SlotRunner(model, shape, room, forward=way.forward)
+        _check(model, runner, expected)
     except Inexact as reason:
+        if name != modules(model).name:
+            raise _Spoilt(str(reason)) from reason
         _logger.warning("the model runs on plain generate, one request at a time: %s", reason)
-        return _generating(model, options.context or min(longest, DEFAULT_CONTEXT))
-    return runner
+        return _generating(model, options.context or min(longest, DEFAULT_CONTEXT)), "generate"
+    return runner, name
 
 
 def _generating(model: Any, context_length: int) -> GenerateRunner:
@@ -181,12 +203,18 @@ def _generating(model: Any, context_length: int) -> GenerateRunner:
     return runner
 
 
-def _check(model: Any, runner: SlotRunner) -> None:
-    """Compare the model's own attention with ours, and leave ours in place. Raises Inexact and leaves the model's."""
+def _expected(model: Any) -> Tensor:
+    """The logits after the probe, by the model's own attention."""
+    tokens = torch.tensor([probe(_vocabulary(model))], device=model.device)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0, -1]
+    return logits
+
+
+def _check(model: Any, runner: SlotRunner, expected: Tensor) -> None:
+    """Compare what the model gave with what the runner gives, and leave our attention in place. Raises Inexact."""
     own = model.config._attn_implementation
     tokens = probe(_vocabulary(model))
-    with torch.inference_mode():
-        expected = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits[0, -1]
     model.set_attn_implementation(NAME)
     try:
         check_model(runner, expected, config=model.config.get_text_config(), tokens=tokens)
@@ -250,7 +278,9 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(named)
 
 
-def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner, device: DeviceInfo) -> Ready:
+def _ready(
+    directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner, device: DeviceInfo, parameters: int, way: str
+) -> Ready:
     digest = weights_digest(directory)
     dtype = str(model.dtype).removeprefix("torch.")
     template = str(tokenizer.chat_template or "")
@@ -259,14 +289,14 @@ def _ready(directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner
     return Ready(
         context_length=runner.context_length,
         vocabulary=_vocabulary(model),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         slots=runner.slots,
         device=str(device.device),
         device_name=device.name,
         device_memory=device.memory,
         dtype=dtype,
         weights_digest=digest,
-        numerics=numerics_digest(digest, template, ends, dtype, device.device.type, str(runner.batching), *versions),
+        numerics=numerics_digest(digest, template, ends, dtype, device.device.type, way, *versions),
         architecture=type(model).__name__,
         batching=runner.batching,
     )
