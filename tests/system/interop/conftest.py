@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +63,9 @@ def install(home: Path) -> None:
             pytest.skip(f"the js-libp2p peer's packages could not be installed within {INSTALL_LIMIT} s")
         except subprocess.CalledProcessError as error:
             pytest.skip(f"the js-libp2p peer's packages could not be installed: {error.stderr.strip()[-300:]}")
-        Path(folder).rename(home)
-        Path(folder).mkdir()  # what is to be removed
+        with suppress(OSError):  # another test process may have been first
+            Path(folder).rename(home)
+            Path(folder).mkdir()  # what is to be removed
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def bystander(fleet: Any, http: Any, until: Any, chat: Any) -> Callable[..., Any
     @asynccontextmanager
     async def watch(node: Any) -> AsyncIterator[Watch]:
         gateway = await fleet.gateway("--no-mdns", "--bootstrap", node.address)
-        body = chat("model-a", stream=True, max_tokens=2_000)
+        body = chat("model-a", stream=True, max_tokens=20_000)
         pieces = 0
 
         async def served() -> bool:
@@ -128,5 +129,5 @@ def bystander(fleet: Any, http: Any, until: Any, chat: Any) -> Callable[..., Any
 async def slow_node(fleet: Any) -> Any:
     """A node whose answers take as long as a test."""
     listen = ("--listen", "/ip4/127.0.0.1/tcp/0/ws")
-    knobs = f"model-a;tokens_per_second={TOKENS_PER_SECOND};length=2000"
+    knobs = f"model-a;tokens_per_second={TOKENS_PER_SECOND};length=20000"
     return await fleet.mock(knobs, "--no-mdns", *listen)
