@@ -1,6 +1,7 @@
 """`make bench`: measure on real processes, assert the targets, write docs/benchmarks.json and the table in docs/benchmarks.md.
 
 `python -m tests.bench link` measures only the parts that it names, and writes nothing.
+`python -m tests.bench engine-peers` compares the engine with others, which takes many minutes: see `tests.bench.engine`.
 
 Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
 """
@@ -218,6 +219,10 @@ async def measure(parts: Sequence[str]) -> list[Figure]:
 
 
 def main(asked: Sequence[str]) -> int:
+    if asked and asked[0] == "engine-peers":
+        from tests.bench import engine  # needs torch, which nothing else here does
+
+        return engine.main(asked[1:])
     unknown = [part for part in asked if part not in PARTS]
     if unknown:
         print(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
