@@ -126,7 +126,7 @@ class Guard:
         if order == ord("T"):
             self._signal(signal.SIGTERM)
         elif order == ord("K"):
-            self._end_in(0.0)
+            self._deadline = time.monotonic()
 
     def _end_in(self, grace: float) -> None:
         self._signal(signal.SIGTERM)

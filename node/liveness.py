@@ -53,7 +53,7 @@ class Liveness:
         self._patience = patience
         self._gaps: deque[float] = deque(maxlen=KEPT_GAPS)
         self._slowest = 0.0
-        self._ready = self._speaks = self._works = self._measured = False
+        self._ready = self._works = self._measured = False
         self._step = 0
         self._heard = self._progress = self._active = self._looked = now
 
@@ -85,7 +85,7 @@ class Liveness:
             self._heard = self._progress = now
         self._looked = now
         late = now - self._progress if self._ready and self._works else 0.0
-        silent = now - self._heard if self._speaks or not self._ready else 0.0
+        silent = now - self._heard
         if max(late, silent) < _SUSPICIOUS or computes():
             self._active = now
         return self._judge(late, silent, quiet=now - self._active >= _QUIET)
@@ -107,7 +107,6 @@ class Liveness:
         self._step, self._progress = step, now
 
     def _feel(self, alive: Alive, now: float) -> None:
-        self._speaks = True
         works = alive.busy_seconds > 0 or alive.running + alive.waiting > 0
         if alive.step != self._step:
             self._advance(alive.step, now)

@@ -153,16 +153,10 @@ class ChildProcess:
 
     async def _end(self, process: trio.Process, status: _Status) -> None:
         with trio.CancelScope(shield=True):
-            if process.returncode is None and self._grace:
-                await self._tell(process, b"T")
-                with trio.move_on_after(self._grace):
-                    await process.wait()
-            if process.returncode is None:
-                await self._tell(process, b"K")
-                with trio.move_on_after(_GUARD_LIMIT):
-                    await process.wait()
-            kill_group(process.pid, signal.SIGKILL)
-            await process.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._capture, process)  # A child that cannot write cannot end in good order.
+                await self._stop(process)
+                nursery.cancel_scope.cancel()
             with suppress(OSError):
                 await self._hear_out(status)
             self._avenge()
@@ -170,6 +164,21 @@ class ChildProcess:
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     await stream.aclose()
+
+    async def _stop(self, process: trio.Process) -> None:
+        if self.pid is None and process.stdin is not None:
+            # What to run may have been said in part: nothing but the end of it would be understood.
+            await process.stdin.aclose()
+        elif process.returncode is None and self._grace:
+            await self._tell(process, b"T")
+            with trio.move_on_after(self._grace):
+                await process.wait()
+        if process.returncode is None:
+            await self._tell(process, b"K")
+            with trio.move_on_after(_GUARD_LIMIT):
+                await process.wait()
+        kill_group(process.pid, signal.SIGKILL)
+        await process.wait()
 
     async def _tell(self, process: trio.Process, order: bytes) -> None:
         assert process.stdin is not None

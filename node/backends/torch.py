@@ -46,6 +46,8 @@ _LAST_WORDS = 1.0
 """Seconds that a worker may take to be gone after its socket ended, before it is helped."""
 _GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: a worker has nothing to save."""
+_TOLD_LINES = 8
+"""Lines of a dead worker's output that go into the node's log."""
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "jinja2")
 
 logger = logging.getLogger(__name__)
@@ -198,35 +200,43 @@ class TorchBackend(Backend):
         self._began = trio.current_time()
         self._liveness = Liveness(self._settings.patience, self._began)
         problems: list[str] = []
+        watching = trio.CancelScope()
         try:
             async with trio.open_nursery() as nursery:
                 with theirs:
-                    await nursery.start(self._own, child, nursery.cancel_scope, problems)
+                    await nursery.start(self._own, child, nursery.cancel_scope, watching, problems)
                 self._child = child
                 nursery.start_soon(self._converse, stream, problems, nursery.cancel_scope)
-                nursery.start_soon(self._watch, child, problems, nursery.cancel_scope)
+                with watching:
+                    problems.append(await self._hanging(child))
+                    child.hurry()  # what hangs does not hear SIGTERM
+                    nursery.cancel_scope.cancel()
         finally:
             self._child = None
             stream.socket.close()
         if self._refusal is not None:
             raise Refused(self._refusal)
+        for line in list(child.lines)[-_TOLD_LINES:]:
+            logger.warning("%s: its worker's last words: %s", self.entry.id, line)
         return problems[0] if problems else child.cause
 
-    async def _watch(self, child: ChildProcess, problems: list[str], life: trio.CancelScope) -> None:
-        """End the life when the worker does not get on."""
-        if child.pid is None:
-            return
-        activity = Activity(child.pid)
+    async def _hanging(self, child: ChildProcess) -> str:
+        """Watch the worker until it does not get on; what is wrong with it."""
+        activity = Activity(child.pid or 0)
         problem = None
         while problem is None:
             await trio.sleep(LOOK_EVERY)  # what does not happen sets no event
             problem = self._liveness.look(trio.current_time(), activity.seen)
-        problems.append(problem)
-        child.hurry()  # what hangs does not hear SIGTERM
-        life.cancel()
+        return problem
 
     async def _own(
-        self, child: ChildProcess, life: trio.CancelScope, problems: list[str], *, task_status: trio.TaskStatus[None]
+        self,
+        child: ChildProcess,
+        life: trio.CancelScope,
+        watching: trio.CancelScope,
+        problems: list[str],
+        *,
+        task_status: trio.TaskStatus[None],
     ) -> None:
         """Be there until the process is gone; then its socket has to end too, whoever else may hold it."""
         try:
@@ -234,6 +244,7 @@ class TorchBackend(Backend):
         except OSError as error:
             problems.append(f"the worker could not be started: {error}")
             task_status.started()
+        watching.cancel()
         life.deadline = min(life.deadline, trio.current_time() + _LAST_WORDS)
 
     async def _converse(self, stream: trio.SocketStream, problems: list[str], life: trio.CancelScope) -> None:

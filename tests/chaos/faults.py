@@ -12,13 +12,14 @@ import shutil
 import signal
 import struct
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
+import psutil
 import trio
 
 from tests.chaos.stage import DEMO, FLOOD, MOCK, Seat, Stage
@@ -60,6 +61,8 @@ class Kind:
     network: bool = False
     flood: bool = False
     clock: bool = False
+    sockets: bool = False
+    """Half of the clients use WebSockets, the others SSE; all pick their streams up at a second gateway."""
 
 
 @asynccontextmanager
@@ -77,7 +80,8 @@ async def worker_stop(scene: Scene) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if worker.is_running():
+        # Its node may have replaced it.
+        with suppress(psutil.NoSuchProcess):
             worker.resume()
 
 
@@ -102,6 +106,14 @@ async def bootstrap_kill(scene: Scene) -> AsyncIterator[None]:
     scene.stage.bootstrap.kill()
     yield
     await scene.stage.bootstrap.restart()
+
+
+@asynccontextmanager
+async def gateway_kill(scene: Scene) -> AsyncIterator[None]:
+    """The gateway of all clients dies; there is another one."""
+    scene.stage.gateways[0].kill()
+    yield
+    await scene.stage.gateways[0].restart()
 
 
 @asynccontextmanager
@@ -196,6 +208,7 @@ KINDS: dict[str, Kind] = {
     "black-hole": Kind(black_hole, target=4.5, local=True, network=True),
     "latency": Kind(latency, target=4.5, network=True),
     "bootstrap-kill": Kind(bootstrap_kill, target=0.5),
+    "gateway-kill": Kind(gateway_kill, model=DEMO, tokens=300, sockets=True),
     "slow-reader": Kind(slow_reader, target=0.5, flood=True, tokens=400),
     "disk-full": Kind(disk_full, target=0.5),
     "clock-step": Kind(clock_step, target=0.5, clock=True),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from tests.chaos.faults import KINDS, Kind, Scene, clock_environment
 from tests.chaos.shards import Result, Shard
+from tests.chaos.sockets import ask_socket, socket_body
 from tests.chaos.stage import MOCK, MOCK_RATE, Plan, Seat, Stage, made_stage
 from tests.chaos.traffic import Answer, ask, make_body
 from tests.fleet import NotReady, tail
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REQUESTS = 8
+COUNTED = 5.0
+"""Seconds; engines tell their counters every second."""
 MAX_STAGES = 3
 """Of one kind: a mesh that does not become whole again is given up, and another one made."""
 
@@ -28,14 +32,14 @@ class Broken(Exception):
 
 
 async def run_shard(shard: Shard, logs: Path) -> None:
-    """Do what is left of a shard. Raises NotPermitted and RuntimeError where this machine cannot do it."""
+    """Do what is left of a shard, as far as it goes. Raises NotPermitted and RuntimeError where this machine cannot do it."""
     for attempt in range(MAX_STAGES):
         if not shard.left:
             return
         try:
             await _run_on_stage(shard, logs / f"{shard.kind}-{attempt}")
-        except* Broken as broken:
-            print(f"{shard.kind}: {broken.exceptions[0]}; see {logs}", flush=True)
+        except* (Broken, NotReady, trio.TooSlowError) as broken:
+            print(f"{shard.kind}: {broken.exceptions[0]!r}; see {logs}", flush=True)
 
 
 async def _run_on_stage(shard: Shard, logs: Path) -> None:
@@ -55,6 +59,7 @@ def plan_for(kind: Kind, logs: Path) -> Plan:
     return Plan(
         model=kind.model,
         nodes=3 if kind.model == MOCK else 2,
+        gateways=2 if kind.sockets else 1,
         network=Network(logs, multicast=False) if kind.network else None,
         flood=kind.flood,
         env=clock_environment(logs) if kind.clock else None,
@@ -67,19 +72,50 @@ async def one_fault(stage: Stage, shard: Shard, number: int) -> Result:
     source = random.Random(f"{shard.kind} {shard.seed} {number}")
     answers = [Answer(make_body(source, number * REQUESTS + n, kind.model, kind.tokens)) for n in range(REQUESTS)]
     started = time.perf_counter()
+    before = await stage.generated() if kind.sockets else 0
     async with trio.open_nursery() as clients:
-        for answer in answers:
-            clients.start_soon(ask, stage.http, stage.url, answer)
-        streams = [answer for answer in answers if answer.streamed]
-        for answer in streams:
-            await answer.begun.wait()
+        streams = await begin(clients, stage, kind, source, answers)
         await trio.sleep(source.uniform(0, 0.3))
         scene = Scene(stage, victim_of(stage, streams), source, [], [])
         peer_id, moment = scene.victim.peer_id, time.perf_counter()
         async with kind.fault(scene):
             for answer in answers:
                 await ended(answer)
+            if kind.sockets:
+                scene.notes += await made_once(stage, before, answers)
     return await judged(stage, shard, number, answers, scene, peer_id, moment, started)
+
+
+async def begin(clients: trio.Nursery, stage: Stage, kind: Kind, source: random.Random, answers: list[Answer]) -> list[Answer]:
+    """Let everybody ask; the streams, once all of them have begun."""
+    others = [gateway.program.url for gateway in stage.gateways[1:]]
+    for answer in answers:
+        if kind.sockets and not answer.streamed:
+            # These may end by themselves, so they come last.
+            continue
+        clients.start_soon(partial(ask, stage.http, stage.url, answer, others=others))
+    for answer in answers:
+        if answer.streamed:
+            await answer.begun.wait()
+        elif kind.sockets:
+            answer.body = socket_body(source, answer.body)
+            clients.start_soon(partial(ask_socket, stage.url, answer, others=others))
+    streams = [answer for answer in answers if answer.streamed]
+    for answer in streams:
+        await answer.begun.wait()
+    return streams
+
+
+async def made_once(stage: Stage, before: int, answers: list[Answer]) -> list[str]:
+    """Whether streams were picked up, and the engines made as many tokens as the clients got: what is wrong with it."""
+    wanted = sum(answer.tokens for answer in answers)
+    made = 0
+    with trio.move_on_after(COUNTED):
+        while made != wanted:
+            await trio.sleep(0.1)
+            made = await stage.generated() - before
+    faults = [] if made == wanted else [f"{made} tokens were generated for {wanted}"]
+    return faults if any(answer.lost for answer in answers) else [*faults, "no stream lost its gateway"]
 
 
 def victim_of(stage: Stage, streams: list[Answer]) -> Seat:

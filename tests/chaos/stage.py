@@ -129,6 +129,13 @@ class Stage:
 
         await until(complete, limit=WHOLE_LIMIT)
 
+    async def generated(self) -> int:
+        """Tokens that the engines of all nodes have made so far, as they said last; the mock does not count."""
+        told = [(await self.http.get(f"{seat.program.url}/info")).json() for seat in self.nodes]
+        metrics = [model["metrics"] for info in told for model in info["models"]]
+        # None: that engine has said nothing yet, so made nothing.
+        return sum(one["engine"]["total_tokens_generated"] for one in metrics if one is not None)
+
     async def running(self, model: str) -> int:
         """Requests for a model that its nodes are at, as heartbeats say."""
         return sum(one["running"] for _, one in await self.models(self.gateways[0]) if one["id"] == model)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVERY = 15.0
-"""Seconds between two deaths."""
 AT_ONCE = 12
 TOKENS = 64
 TELL_EVERY = 100
@@ -31,14 +30,18 @@ FLIPS_PER = 50_000
 
 @dataclass
 class Killing:
-    """Who was killed, and when: (time, peer id)."""
+    """Who was killed, and when: (time, peer id). `every`: seconds between two deaths."""
 
+    every: float
     deaths: list[tuple[float, str]] = field(default_factory=list)
 
     async def run(self, stage: Stage, source: random.Random) -> None:
-        """For ever. A node that is still starting has its turn another time."""
+        """For ever. One node at a time: the next one has to wait until the last one is back."""
+        due = time.perf_counter()
         while True:
-            await trio.sleep(EVERY)
+            due = max(due + self.every, time.perf_counter())
+            await trio.sleep(max(0.0, due - time.perf_counter()))
+            await stage.whole()
             victim: Seat = source.choice(stage.nodes)
             self.deaths.append((time.perf_counter(), victim.peer_id))
             victim.kill()
@@ -49,7 +52,7 @@ async def survive(logs: Path, seed: int, requests: int, *, model: str = DEMO, ev
     """Run it; the figures."""
     source = random.Random(f"survive {seed}")
     answers = [Answer(make_body(source, number, model, TOKENS, natural_end=number % 3 > 0)) for number in range(requests)]
-    killing = Killing()
+    killing = Killing(every)
     async with made_stage(Plan(model=model, nodes=3), logs) as stage:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(killing.run, stage, source)
@@ -80,10 +83,11 @@ def figures(answers: list[Answer], faults: list[str], killing: Killing) -> list[
     failed = sum(answer.ends != ["done"] for answer in answers)
     differing = sum(map(bool, faults)) - failed
     tokens = sum(answer.tokens for answer in answers)
-    print(*sorted({fault for fault in faults if fault}), sep="\n")
+    for fault in sorted({fault for fault in faults if fault}):
+        print(fault)
     gaps = pauses(answers, killing)
     rows = [
-        Figure(f"a node killed every {EVERY:g} s: requests that failed, of {len(answers)}", failed, "", 0),
+        Figure(f"a node killed every {killing.every:g} s: requests that failed, of {len(answers)}", failed, "", 0),
         Figure(
             f"the same: answers that differ from the undisturbed run, per {FLIPS_PER} tokens",
             differing * FLIPS_PER / max(tokens, 1),

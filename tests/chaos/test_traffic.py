@@ -53,6 +53,7 @@ async def test_a_right_stream() -> None:
         ((*RIGHT[:2], 'data: {"error": {"code": "stream_interrupted"}}\n\n'), "stream_interrupted"),
         ((*RIGHT[:3], RIGHT[2], RIGHT[3]), "2 finish reasons"),
         ((RIGHT[0], RIGHT[0], *RIGHT[1:]), "from character 3"),
+        ((*RIGHT[:3], RIGHT[3].strip()), "cut"),
         ((RIGHT[0], *RIGHT[2:]), "from character 3"),
         ((*RIGHT[:2], event(finish="stop", usage={"completion_tokens": 2}), RIGHT[3]), "differs"),
         ((*RIGHT[:2], event(finish="length", usage={"completion_tokens": 3}), RIGHT[3]), "differs"),
@@ -60,6 +61,26 @@ async def test_a_right_stream() -> None:
 )
 async def test_a_wrong_stream(events: tuple[str, ...], fault: str) -> None:
     assert fault in (await answered(*events)).fault(TRUTH)
+
+
+async def test_a_stream_that_is_picked_up_counts_every_event_once() -> None:
+    asked: list[str] = []
+
+    def reply(request: httpx2.Request) -> httpx2.Response:
+        asked.append(f"{request.method} {request.url.path} {request.headers.get('last-event-id')}")
+        if request.method == "POST":
+            # The last event lacks its end: it was not received.
+            return httpx2.Response(
+                200, headers={"x-infermesh-seed": "5"}, text=f"id: token:1\n{RIGHT[0]}id: token:2\n{RIGHT[1][:-1]}"
+            )
+        return httpx2.Response(200, text="".join(RIGHT[1:]))
+
+    answer = Answer({"stream": True})
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(reply)) as http:
+        await ask(http, "http://one", answer, others=["http://two", "http://three"])
+    assert asked == ["POST /v1/chat/completions None", "GET /v1/streams token:1"]
+    assert answer.fault(TRUTH) == ""
+    assert (answer.lost, answer.seed) == (1, 5)
 
 
 async def test_an_answer_in_one_piece() -> None:

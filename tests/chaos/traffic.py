@@ -18,6 +18,7 @@ import trio
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
 Body = dict[str, Any]
 
@@ -42,14 +43,22 @@ class Answer:
     sent: float = 0.0
     ended: float = 0.0
     pieces: list[float] = field(default_factory=list)
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     tokens: int = 0
     finish: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
     node: str = ""
     attempts: int = 0
     seed: int | None = None
+    last_id: str = ""
+    """Where a stream can be picked up, as its events say."""
+    lost: int = 0
+    """How often the connection was lost and the stream picked up at another gateway."""
     begun: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
     @property
     def streamed(self) -> bool:
@@ -104,13 +113,18 @@ def make_body(source: random.Random, number: int, model: str, tokens: int, *, na
     return body
 
 
-async def ask(http: httpx2.AsyncClient, url: str, answer: Answer, *, begun_at: int = 5, pause: float = 0.0) -> None:
-    """Ask and read to the end. `begun` is set after `begun_at` pieces or at the end; then nothing is read for `pause` seconds."""
+async def ask(
+    http: httpx2.AsyncClient, url: str, answer: Answer, *, begun_at: int = 5, pause: float = 0.0, others: Sequence[str] = ()
+) -> None:
+    """Ask and read to the end. `begun` is set after `begun_at` pieces or at the end; then nothing is read for `pause` seconds.
+
+    A stream that loses its gateway is picked up at one of `others`, as browsers do.
+    """
     answer.sent = time.perf_counter()
     try:
         with trio.move_on_after(PATIENCE + pause) as scope:
             if answer.streamed:
-                await _ask_stream(http, url, answer, begun_at, pause)
+                await _ask_stream(http, url, answer, _Reading(answer, begun_at, pause), others)
             else:
                 await _ask_whole(http, url, answer)
         if scope.cancelled_caught:
@@ -131,39 +145,79 @@ async def _ask_whole(http: httpx2.AsyncClient, url: str, answer: Answer) -> None
         answer.ends.append(str(told["error"]["code"]))
         return
     (choice,) = told["choices"]
-    answer.text, answer.tokens = choice["message"]["content"], told["usage"]["completion_tokens"]
+    answer.texts, answer.tokens = [choice["message"]["content"]], told["usage"]["completion_tokens"]
     answer.finish.append(choice["finish_reason"])
     answer.ends.append("done")
 
 
-async def _ask_stream(http: httpx2.AsyncClient, url: str, answer: Answer, begun_at: int, pause: float) -> None:
-    texts: list[str] = []
-    async with http.stream("POST", f"{url}/v1/chat/completions", json=answer.body, timeout=PATIENCE + pause) as reply:
-        _read_head(reply, answer)
-        if reply.status_code != 200:
-            answer.ends.append(str(json.loads(await reply.aread())["error"]["code"]))
-            return
-        try:
-            async for line in reply.aiter_lines():
-                if line.startswith("data: "):
-                    _read_event(line[6:], answer, texts)
-                if len(answer.pieces) >= begun_at and not answer.begun.is_set():
-                    answer.begun.set()
-                    await trio.sleep(pause)
-        finally:
-            answer.text = "".join(texts)
+async def _ask_stream(http: httpx2.AsyncClient, url: str, answer: Answer, reading: _Reading, others: Sequence[str]) -> None:
+    request = http.build_request("POST", f"{url}/v1/chat/completions", json=answer.body, timeout=PATIENCE + reading.pause)
+    try:
+        await _read(http, request, reading)
+    except httpx2.HTTPError:
+        if answer.ends or not others or not answer.last_id:
+            raise
+    for other in others:
+        if answer.ends or not answer.last_id:
+            break
+        answer.lost += 1
+        again = {"Last-Event-ID": answer.last_id}
+        await _read(http, http.build_request("GET", f"{other}/v1/streams", headers=again, timeout=PATIENCE), reading)
     if not answer.ends:
         answer.ends.append("cut")
 
 
+async def _read(http: httpx2.AsyncClient, request: httpx2.Request, reading: _Reading) -> None:
+    reply = await http.send(request, stream=True)
+    try:
+        _read_head(reply, reading.answer)
+        if reply.status_code != 200:
+            reading.answer.ends.append(str(json.loads(await reply.aread())["error"]["code"]))
+            return
+        async for line in reply.aiter_lines():
+            await reading.take(line)
+    finally:
+        await reply.aclose()
+
+
+class _Reading:
+    """The events of one stream. One counts only with the empty line that ends it: what came of it before a cut comes again."""
+
+    def __init__(self, answer: Answer, begun_at: int, pause: float) -> None:
+        self.answer = answer
+        self.pause = pause
+        self._begun_at = begun_at
+        self._id = self._data = ""
+
+    async def take(self, line: str) -> None:
+        name, _, value = line.partition(": ")
+        if name == "id":
+            self._id = value
+        elif name == "data":
+            self._data = value
+        elif not line and self._data:
+            _read_event(self._data, self.answer)
+            self.answer.last_id = self._id or self.answer.last_id
+            self._id = self._data = ""
+            await self._begin()
+
+    async def _begin(self) -> None:
+        if len(self.answer.pieces) >= self._begun_at and not self.answer.begun.is_set():
+            self.answer.begun.set()
+            await trio.sleep(self.pause)
+
+
 def _read_head(reply: httpx2.Response, answer: Answer) -> None:
+    """Of a stream that is picked up, the first head says whom it came from and by which seed."""
+    if answer.lost:
+        return
     answer.node = reply.headers.get("x-infermesh-node", "")
     answer.attempts = int(reply.headers.get("x-infermesh-attempts", 0))
     seed = reply.headers.get("x-infermesh-seed")
     answer.seed = answer.body.get("seed") if seed is None else int(seed)
 
 
-def _read_event(data: str, answer: Answer, texts: list[str]) -> None:
+def _read_event(data: str, answer: Answer) -> None:
     if data == "[DONE]":
         answer.ends.append("done")
         return
@@ -175,7 +229,7 @@ def _read_event(data: str, answer: Answer, texts: list[str]) -> None:
         answer.tokens = event["usage"]["completion_tokens"]
     for choice in event["choices"]:
         if text := choice["delta"].get("content"):
-            texts.append(text)
+            answer.texts.append(text)
             answer.pieces.append(time.perf_counter())
         if choice["finish_reason"]:
             answer.finish.append(choice["finish_reason"])

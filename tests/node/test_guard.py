@@ -33,6 +33,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+def is_guard(process: psutil.Process) -> bool:
+    try:
+        return any(argument.endswith("guard.py") for argument in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 async def until(condition) -> None:
     with trio.fail_after(HANG_GUARD):
         while not condition():  # noqa: ASYNC110 - what another process did sets no event
@@ -122,6 +129,36 @@ async def test_a_guard_that_gets_sigterm_ends_the_child(stubborn) -> None:
             await family(child)
             os.kill(psutil.Process(child.pid).ppid(), signal.SIGTERM)
     assert child.returncode == -signal.SIGKILL
+
+
+async def test_a_child_that_has_much_to_say_at_its_end_can_say_it() -> None:
+    script = """if True:
+        import signal, sys, time
+        def end(*_):
+            for line in range(50_000):
+                print("bye", line)
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("up", flush=True)
+        time.sleep(100)
+    """
+    child = ChildProcess([sys.executable, "-c", script], grace=HANG_GUARD)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(child.run)
+        await until(lambda: child.lines)
+        nursery.cancel_scope.cancel()
+    assert child.returncode == 0
+    assert len(child.lines) > 1
+
+
+async def test_one_that_is_called_off_before_it_began_leaves_nothing() -> None:
+    much = {"MUCH": "x" * 100_000, "MORE": "y" * 100_000}  # more than a pipe takes at once
+    for moment in (0.0, 0.001, 0.01, 0.02, 0.03):
+        child = ChildProcess(["sleep", "100"], environment={**os.environ, **much}, grace=HANG_GUARD)
+        with trio.fail_after(HANG_GUARD), trio.move_on_after(moment):
+            await child.run()
+        assert child.pid is None or not alive(child.pid)
+    assert not [process for process in psutil.Process().children(recursive=True) if alive(process.pid) and is_guard(process)]
 
 
 async def test_a_stopped_child_is_ended_too() -> None:

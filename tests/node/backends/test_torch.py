@@ -222,6 +222,13 @@ async def test_the_environment_of_a_model_is_its_own(start, worker_log) -> None:
     assert worker_log()[0].endswith(" 3")
 
 
+async def test_nothing_waits_for_a_worker_that_is_gone(start, monkeypatch) -> None:
+    monkeypatch.setattr(torch_backend, "_LAST_WORDS", 1000.0)
+    backend = await start()
+    os.kill(backend.status().pid, signal.SIGKILL)
+    await until(lambda: backend.status().restarts == 1 and backend.entry.state == "ready")
+
+
 async def test_a_request_that_kills_the_worker_is_answered(start, ask) -> None:
     backend = await start()
     with pytest.raises(BackendFailed):
@@ -240,13 +247,14 @@ async def test_a_refusal_is_final_and_is_kept(start, ask, worker_log) -> None:
     assert len(worker_log()) == 1
 
 
-async def test_a_worker_that_crashes_while_loading_ends_in_a_named_crash_loop(start) -> None:
+async def test_a_worker_that_crashes_while_loading_ends_in_a_named_crash_loop(start, caplog) -> None:
     backend = await start("crash", restarts=RestartPolicy(delay=0.01, longest=0.02))
     status = backend.status()
     assert status.state == "failed"
     assert not status.refused
     assert status.last_error.startswith("crash loop")
     assert "RuntimeError: cannot load" in status.last_error
+    assert "m: its worker's last words: RuntimeError: cannot load" in caplog.text
     await until(lambda: backend.status().restarts >= 4)
 
 
