@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gateway import report
 from gateway.admission import Admission
 from gateway.dispatch import Dispatch, DispatchLimits
+from gateway.metrics import MetricsRoutes
 from gateway.registry_view.foreign import ForeignServices
 from gateway.registry_view.routes import RegistryRoutes
 from gateway.registry_view.via import GuardedRouter
@@ -18,6 +19,7 @@ from gateway.topics import Topics
 from gateway.websocket import Session
 from mesh.errors import BadRequest
 from mesh.http import Request, Response, Router, WebSocket, WebSocketResponse
+from mesh.measuring import Measuring
 from mesh.openai.routes import OpenAIRoutes
 
 if TYPE_CHECKING:
@@ -38,12 +40,14 @@ class Gateway:
         strategy: str = DEFAULT_POLICY,
         limits: DispatchLimits | None = None,
         max_requests: int = MAX_REQUESTS,
+        measuring: Measuring | None = None,
     ) -> None:
         """Raises Misconfigured when there is no strategy of that name."""
         self.registry = registry
         self.dispatch = Dispatch(NodeRouter(registry, strategy=strategy), limits=limits)
         self.service = Admission(self.dispatch, limit=max_requests)
         self.topics = Topics(self.dispatch)
+        self._measuring = measuring or Measuring()
         self.foreign = foreign or ForeignServices()
         self.router: Router = GuardedRouter(registry)
         self.registry_router = Router()
@@ -59,6 +63,7 @@ class Gateway:
         services = RegistryRoutes(View(self.dispatch, self.foreign), self.foreign)
         services.mount(self.router)
         services.mount(self.registry_router)
+        MetricsRoutes(self.registry, self._measuring).mount(self.router)
         self.router.add("GET", "/ready", self._ready)
         self.router.add("GET", "/status", self._status)
         self.router.add("GET", "/v1/route", self._route)

@@ -84,7 +84,7 @@ class Delivery:
         self._complete.clear()
         self._held.clear()
         self._characters = 0
-        self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts))
+        self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts, numerics=numerics))
 
     def resume(self, node: PeerId, numerics: str) -> None:
         """`node` goes on behind what was given."""

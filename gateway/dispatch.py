@@ -23,6 +23,7 @@ from gateway.attempt import Attempt
 from gateway.delivery import Delivery
 from gateway.models import KnownModels
 from gateway.routing.demand import demand_of
+from gateway.routing.filters import refuse_task
 from gateway.routing.snapshot import entry_of
 from gateway.search import Search, interrupted, is_failure, may_retry
 from mesh.errors import MeshError, TimedOut, Unavailable
@@ -110,7 +111,7 @@ class Dispatch:
             raise
         finally:
             outcome = "succeeded" if delivery.ended else outcome
-            if delivery.done is not None:
+            if delivery.done is not None and request.task != "embedding":
                 self.router.lengths.saw(request.model, delivery.done.usage.completion_tokens)
             seconds = trio.current_time() - started
             self._count(outcome, delivery, seconds)
@@ -171,6 +172,8 @@ class Dispatch:
         if search.exhausted:
             raise search.verdict()
         node = self._choose(search)
+        if node is None:
+            refuse_task(self.router.registry.nodes(search.model), search.model, search.demand.task)
         if node is None and search.worth_waiting:
             node = await self._wait_for_node(search)
         if node is None:

@@ -40,6 +40,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         strategy=config.strategy,
         limits=_limits(config),
         max_requests=config.max_requests,
+        measuring=peer.measuring,
     )
     gateway.dispatch.models.missing = peer.seek
     WayIn(peer).mount(gateway.router)

@@ -1,26 +1,26 @@
 """What the gateway says about the mesh and itself, as JSON-ready values: status, peers, queues, routes.
 
 1. Everything is read from the registry, the links and the observations at the moment of asking; nothing is cached.
-2. A level is one of six (contract R84), lower case. Healthy and degraded nodes take requests, the others do not.
+2. Levels are those of `mesh.health`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from gateway.routing.demand import Demand
 from gateway.routing.filters import sieve
-from gateway.routing.snapshot import ROUTABLE, entry_of, state_of
+from gateway.routing.snapshot import entry_of, state_of
+from mesh.health import USABLE, Level, level
 from mesh.loopback import Loopback
 from mesh.messages.link import ModelLoad
+from mesh.status import Counted, backend_type, capabilities, metrics, task_names
+from mesh.status import report as status_report
+from mesh.status import timestamp as timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gateway.dispatch import Dispatch, Totals
     from gateway.observations import Observation
     from gateway.routing.filters import PassedOver
@@ -28,20 +28,10 @@ if TYPE_CHECKING:
     from mesh.messages.record import ModelEntry
     from mesh.registry import PeerView
 
-Level = Literal["healthy", "degraded", "unhealthy", "offline", "initializing", "unknown"]
 Json = dict[str, Any]
-
-TASK_NAMES = {"chat": "text-generation", "completion": "text-generation", "embedding": "text-embedding"}
-"""Our tasks by the names that clients of the WebSocket and of the status report use."""
-
 
 MAX_SHOWN = 1_000
 """Peers that an answer lists: a mesh may have many times as many, and nobody reads them."""
-
-
-def timestamp() -> str:
-    """Now, ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def node_views(dispatch: Dispatch) -> list[PeerView]:
@@ -53,20 +43,13 @@ def node_views(dispatch: Dispatch) -> list[PeerView]:
 
 def level_of(view: PeerView, dispatch: Dispatch) -> Level:
     """How well the node does."""
-    if not view.live:
-        return "offline"
-    states = Counter(state_of(view, entry) for entry in view.record.models)
-    if not states:
-        return "unknown"
-    if not any(states[state] for state in ROUTABLE):
-        return "initializing" if states["loading"] else "unhealthy"
     suspect = any(trio.current_time() < seen.suspect_until for seen in _seen(view, dispatch))
-    return "degraded" if suspect or states["failed"] else "healthy"
+    return level((state_of(view, entry) for entry in view.record.models), reachable=view.live, failing=suspect)
 
 
 def servable(dispatch: Dispatch) -> bool:
     """True when some model can be served now."""
-    return any(level_of(view, dispatch) in ("healthy", "degraded") for view in dispatch.router.registry.nodes())
+    return any(level_of(view, dispatch) in USABLE for view in dispatch.router.registry.nodes())
 
 
 def health(version: str, *, healthy: int, total: int) -> Json:
@@ -90,19 +73,9 @@ def readiness(dispatch: Dispatch) -> Json:
 
 def status(dispatch: Dispatch) -> Json:
     """The body of `GET /status`: one backend per node."""
-    backends = [backend(view, dispatch) for view in node_views(dispatch)]
     totals = dispatch.totals
-    return {
-        "total_backends": len(backends),
-        "backends_by_type": dict(Counter(item["type"] for item in backends)),
-        "backends_by_status": dict(Counter(item["status"] for item in backends)),
-        "total_requests": totals.requests,
-        "total_successful": totals.succeeded,
-        "total_failed": totals.failed,
-        "supported_tasks": sorted({task for item in backends for task in item["tasks"]}),
-        "backends": backends,
-        "timestamp": timestamp(),
-    }
+    backends = [backend(view, dispatch) for view in node_views(dispatch)]
+    return status_report(backends, requests=totals.requests, successful=totals.succeeded, failed=totals.failed)
 
 
 def backend(view: PeerView, dispatch: Dispatch) -> Json:
@@ -113,16 +86,14 @@ def backend(view: PeerView, dispatch: Dispatch) -> Json:
         "type": "API" if isinstance(view.link, Loopback) else "P2P",
         "status": level_of(view, dispatch),
         "endpoint": next(iter(view.record.addresses), ""),
-        "tasks": _tasks(view.record.models),
+        "tasks": task_names(task for entry in view.record.models for task in (entry.capabilities.tasks or [entry.task])),
         "protocols": ["openai"] if isinstance(view.link, Loopback) else ["libp2p"],
-        "models": [{"id": entry.id, "state": state_of(view, entry)} for entry in view.record.models],
+        "models": [
+            {**capabilities(entry), "state": state_of(view, entry), "type": backend_type(entry.backend)}
+            for entry in view.record.models
+        ],
         "metrics": _metrics(view, _seen(view, dispatch)),
     }
-
-
-def _tasks(models: Iterable[ModelEntry]) -> list[str]:
-    named = {task for entry in models for task in (entry.capabilities.tasks or [entry.task])}
-    return sorted({TASK_NAMES.get(task, task) for task in named})
 
 
 def _seen(view: PeerView, dispatch: Dispatch) -> list[Observation]:
@@ -130,21 +101,19 @@ def _seen(view: PeerView, dispatch: Dispatch) -> list[Observation]:
 
 
 def _metrics(view: PeerView, seen: list[Observation]) -> Json:
-    succeeded, failed = sum(one.succeeded for one in seen), sum(one.failed for one in seen)
-    ended = succeeded + failed
-    queue = sum(_load(view, entry).waiting for entry in view.record.models)
-    return {
-        "requests": sum(one.requests for one in seen),
-        "successful": succeeded,
-        "failed": failed,
-        "success_rate": succeeded / ended if ended else None,
-        "avg_latency_ms": _milliseconds(sum(one.total_latency for one in seen) / succeeded) if succeeded else None,
-        "queue_size": queue,
-        "current_queue_size": queue,
-        "active_connections": sum(one.in_flight for one in seen),
-        "models_loaded": sum(state_of(view, entry) == "ready" for entry in view.record.models),
-        "uptime": max((_load(view, entry).uptime for entry in view.record.models), default=0) or None,
-    }
+    loads = [_load(view, entry) for entry in view.record.models]
+    return metrics(
+        Counted(
+            requests=sum(one.requests for one in seen),
+            successful=sum(one.succeeded for one in seen),
+            failed=sum(one.failed for one in seen),
+            latency=sum(one.total_latency for one in seen),
+            queue=sum(load.waiting for load in loads),
+            active=sum(one.in_flight for one in seen),
+            models_loaded=sum(state_of(view, entry) == "ready" for entry in view.record.models),
+            uptime=max((load.uptime for load in loads), default=0) or None,
+        )
+    )
 
 
 def _load(view: PeerView, entry: ModelEntry) -> ModelLoad:

@@ -25,7 +25,9 @@ from mesh.hearing import Hearing
 from mesh.key_spread import KeySpread
 from mesh.link import LinkSide
 from mesh.links import Links, Watchers
+from mesh.measuring import Measuring
 from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
+from mesh.messages.metrics import Measure, Measured
 from mesh.messages.reachability import DialBack, DialedBack
 from mesh.messages.relay import Incoming, Release, Reserve, Reserved
 from mesh.nat import Nat
@@ -82,6 +84,7 @@ class Peer:
         self.instance = secrets.token_hex(8)
         self.registry = Registry(settings.identity.peer_id, mesh=settings.mesh)
         self.trail = Trail()
+        self.measuring = Measuring()
         self._transport = transport
         ways = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
         self._hearing = Hearing(ways, self.trail, self._sighted)
@@ -238,7 +241,12 @@ class Peer:
     # Our own record
 
     def _hello(self) -> Hello:
-        features = [*self._links.upgrades.features, *self._nat.features, *([ASKS] if self._asks else [])]
+        features = [
+            *self._links.upgrades.features,
+            *self._nat.features,
+            *self.measuring.features,
+            *([ASKS] if self._asks else []),
+        ]
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
 
     def _issue(self) -> None:
@@ -328,6 +336,8 @@ class Peer:
                 self._links.upgrades.hear(link, message)
             case DialBack() | DialedBack() | Reserve() | Reserved() | Release() | Incoming():
                 self._nat.hear(link, message)
+            case Measure() | Measured():
+                self.measuring.hear(link, message)
             case _:
                 pass
 

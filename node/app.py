@@ -3,7 +3,8 @@
 1. Everything that the operator got wrong is found before the first process is started, and ends the start with Misconfigured.
 2. The mesh hears of every change of a model's state in the moment it happens, and of the load every `LOAD_INTERVAL`.
 3. On the way out nothing new is taken, what runs may end within the drain time-out, and no worker is left behind.
-4. A model that is refused is shown as failed beside others that work; when none can work, the start has failed.
+4. What a node that was killed left running on this state folder is ended before anything is started.
+5. A model that is refused is shown as failed beside others that work; when none can work, the start has failed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mesh.network import network_peer
 from node.backends.build import build_backends
 from node.hardware import discover
 from node.http import Identification, Ports, url_of
+from node.leftovers import FILE, Leftovers
+from node.metrics import Meter
 from node.progress import LoadingProgress
 from node.service import NodeService
 
@@ -56,10 +59,12 @@ class Node:
         self._progress = progress
         self._service = NodeService(backends)
         self._ports = Ports(self._service)
+        self._leftovers = Leftovers(program.state_dir / FILE)
 
     async def run(self) -> None:
         """The whole life."""
         config, program = self._config, self._program
+        await self._leftovers.end()
         async with trio.open_nursery() as nursery:
             port = await nursery.start(self._ports.run, config.host, config.port)
             self._ports.routes.me = Identification(
@@ -67,6 +72,7 @@ class Node:
             )
             peer = await self._peer(port)
             self._ports.routes.network = peer.nat.report
+            peer.measuring.measure = Meter(lambda: [backend.status() for backend in self._backends]).measure
             self._service.on_change(partial(self._changed, peer))
             self._announce(peer)
             await self._start(nursery, peer)
@@ -75,6 +81,7 @@ class Node:
             await program.stopping.wait()
             await self._leave(peer)
             nursery.cancel_scope.cancel()
+        self._leftovers.note(())
 
     async def _peer(self, port: int) -> Peer:
         hardware = await discover(self._config.device)
@@ -96,6 +103,7 @@ class Node:
 
     def _changed(self, peer: Peer) -> None:
         self._progress.changed(self._service.entries())
+        self._leftovers.note(pid for backend in self._backends if (pid := backend.status().pid) is not None)
         try:
             self._announce(peer)
         except MeshError as error:

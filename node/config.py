@@ -31,7 +31,8 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
     """What a node can be told. Without `model` and `service_type` it serves the demo model."""
 
     model: Annotated[
-        dict[str, str], Option(help="A model to serve: its name and its Hugging Face directory.", metavar="ID=PATH")
+        dict[str, str],
+        Option(help="A model to serve: its name and its Hugging Face directory, or a LoRA adapter's.", metavar="ID=PATH"),
     ] = msgspec.field(default_factory=dict)
     device: Annotated[str, Option(help="Where models run: auto, cpu, cuda or cuda:N.", check=_check_device)] = "auto"
     dtype: Annotated[

@@ -1,6 +1,6 @@
 """The node's HTTP ports: P answers OpenAI, P+1 tells the truth about what runs behind it.
 
-1. P+1's `/health` is 200 only while a model works here: every one = healthy, some = degraded; none = 503.
+1. P+1's `/health` is 200 only while a model works here, whatever process exists; its level is that of `mesh.health`.
 2. Both ports are bound or none is; port 0 means a pair that was free together.
 """
 
@@ -20,6 +20,7 @@ from mesh.errors import Misconfigured, Unavailable
 from mesh.http import Request, Response, Router, serve
 from mesh.openai.routes import OpenAIRoutes
 from mesh.openai.translate import model_object
+from node.status import node_level, node_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ class Identification:
 
 
 class SupervisorRoutes:
-    """`/health`, `/models`, `/info` and `/network`."""
+    """`/health`, `/models`, `/info`, `/status` and `/network`."""
 
     def __init__(self, service: NodeService) -> None:
         self.me: Identification | None = None
@@ -58,13 +59,14 @@ class SupervisorRoutes:
         router.add("GET", "/models", self._models)
         router.add("GET", "/v1/models", self._models)
         router.add("GET", "/info", self._info)
+        router.add("GET", "/status", self._status)
         router.add("GET", "/network", self._network)
 
     async def _health(self, _: Request) -> Response:
         me, statuses = self._identification(), self._statuses()
         working = sum(_works(status) for status in statuses)
         body = {
-            "status": _level(statuses, working),
+            "status": node_level(self._service),
             "service": me.name,
             "babysitter": "enhanced",
             "backend_running": working > 0,
@@ -100,6 +102,10 @@ class SupervisorRoutes:
         }
         return Response.json(body)
 
+    async def _status(self, _: Request) -> Response:
+        me = self._identification()
+        return Response.json(node_report(self._service, url_of(me.host, me.port)))
+
     async def _network(self, _: Request) -> Response:
         return Response.json(self.network())
 
@@ -114,12 +120,6 @@ class SupervisorRoutes:
 
 def _works(status: BackendStatus) -> bool:
     return status.running or status.state == "asleep"
-
-
-def _level(statuses: Sequence[BackendStatus], working: int) -> str:
-    if working:
-        return "healthy" if working == len(statuses) else "degraded"
-    return "initializing" if any(status.state == "loading" and not status.last_error for status in statuses) else "unhealthy"
 
 
 def _state(statuses: Sequence[BackendStatus]) -> ModelState:

@@ -26,3 +26,12 @@ def new_tokens(request: InferenceRequest, *, prompt_tokens: int, context_length:
         )
     limits = (context_length - prompt_tokens, request.max_tokens, request.max_length and request.max_length - prompt_tokens)
     return min(limit for limit in limits if limit is not None)
+
+
+def too_long(index: int, tokens: int, context_length: int) -> BadRequest:
+    """The error for an input that cannot be embedded whole; nothing is cut off silently."""
+    return BadRequest(
+        f"input {index} has {tokens} tokens and the model takes {context_length}; shorten it or embed it in pieces",
+        code="context_length_exceeded",
+        param="input",
+    )

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from mesh.errors import Conflict, NotFound, TimedOut, Unavailable
+from node.backends.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ class NodeService:
     def __init__(self, backends: Sequence[Backend]) -> None:
         self.backends = {backend.entry.id: backend for backend in backends}
         self.draining = False
+        self._usages: dict[Backend, Usage] = {}
         self._running: set[str] = set()
         self._idle = trio.Event()
 
@@ -37,6 +39,10 @@ class NodeService:
     def running(self) -> int:
         """Requests that have not ended."""
         return len(self._running)
+
+    def usage(self, backend: Backend) -> Usage:
+        """What became of the requests of one backend."""
+        return self._usages.setdefault(backend, Usage())
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a backend's entry changes; it must not raise."""
@@ -63,7 +69,8 @@ class NodeService:
             raise Conflict(f"request {request.request_id} is running here already", code="request_in_progress")
         self._running.add(request.request_id)
         try:
-            await _in_time(backend, request, emit)
+            with self.usage(backend).request():
+                await _in_time(backend, request, emit)
         finally:
             self._running.discard(request.request_id)
             if not self._running:

@@ -5,6 +5,7 @@
 3. After `CRASH_LOOP` deaths in a row the state is `failed` until a life gets ready again; it is still restarted.
 4. For good ends only: `Refused` (restarting cannot help) and `limit` restarts in a row.
 5. Every change is told through `changed`, at once and before any wait.
+6. Asleep is no death: `sleep` ends the life, `wake` starts the next one, and neither counts as a restart.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class RestartPolicy:
 
     delay: float = 5.0
     longest: float = 60.0
-    stable: float = 60.0
+    stable: float = 5.0
     limit: int = 10_000
 
 
@@ -76,11 +77,17 @@ class Supervisor:
         self.restarts = 0
         """How often it was started again, ever."""
         self.settled = trio.Event()
-        """Set at the first `ready` or `failed`."""
+        """Set when it is first ready, asleep or failed."""
         self._name = name
+        self._policy = policy
         self._history = RestartHistory(policy)
         self._changed = changed
         self._ready_since: float | None = None
+        self._awake = trio.Event()
+        self._awake.set()
+        self._turn = trio.Event()
+        self._living: trio.CancelScope | None = None
+        self._is_over = False
 
     @property
     def uptime(self) -> float:
@@ -94,23 +101,60 @@ class Supervisor:
 
     async def run(self, life: Life) -> None:
         """Run lives until cancelled, refused or over the limit."""
-        while True:
-            try:
-                cause = await life()
-            except Refused as refusal:
-                self.refused = True
-                self._over(str(refusal))
-                return
-            delay = self._mourn(cause)
-            if delay is None:
-                return
-            await trio.sleep(delay)
-            self.restarts += 1
+        while not self._is_over:
+            while not self._awake.is_set():
+                await self._awake.wait()
+            with trio.CancelScope() as self._living:
+                await self._live(life)
+            self._living = self._ready_since = None
+            if not self._awake.is_set():
+                self._rest()
+
+    async def sleep(self) -> None:
+        """End the current life and start none before `wake`; returns when it has ended. One that is over for good stays so."""
+        if self._awake.is_set():
+            self._awake = trio.Event()
+        self.lost()
+        if self._living is not None:
+            self._living.cancel()
+        else:
+            self._rest()
+        while self.state != "asleep" and not self._is_over and not self._awake.is_set():
+            await self._turn.wait()
+
+    async def wake(self) -> bool:
+        """Live again, and wait until that is ready. False when it fails, or is put to sleep again meanwhile."""
+        if not self._awake.is_set():
+            self._awake.set()
+            if self.state == "asleep":
+                self._enter("loading")
+        while self.state == "loading" and self._awake.is_set():
+            await self._turn.wait()
+        return self.state == "ready"
 
     def lost(self) -> None:
         """The current life is dead, although its remains are still being cleared: tell it at once."""
         if self.state == "ready":
             self._enter("loading")
+
+    async def _live(self, life: Life) -> None:
+        """One life, and the wait after it."""
+        try:
+            cause = await life()
+        except Refused as refusal:
+            self.refused = True
+            self._over(str(refusal))
+            return
+        delay = self._mourn(cause)
+        if delay is not None:
+            await trio.sleep(delay)
+            self.restarts += 1
+
+    def _rest(self) -> None:
+        if self._is_over or self.state == "asleep":
+            return
+        self._history = RestartHistory(self._policy)
+        self._enter("asleep")
 
     def _mourn(self, cause: str) -> float | None:
         delay = self._history.died(self.uptime)
@@ -125,6 +169,7 @@ class Supervisor:
         return delay
 
     def _over(self, cause: str) -> None:
+        self._is_over = True
         self._ready_since = None
         self.last_error = cause
         logger.error("%s is not served: %s", self._name, cause)
@@ -134,4 +179,6 @@ class Supervisor:
         self.state = state
         if state != "loading":
             self.settled.set()
+        self._turn.set()
+        self._turn = trio.Event()
         self._changed()

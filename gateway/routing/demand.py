@@ -81,11 +81,12 @@ def _size(query: Mapping[str, str], name: str) -> int | None:
 def _text_bytes(request: InferenceRequest) -> int:
     if isinstance(request.prompt, list):
         return len(request.prompt) * BYTES_PER_TOKEN
-    return sum(map(len, _texts(request)))
+    ids = sum(len(one) for one in request.inputs or [] if not isinstance(one, str))
+    return sum(map(len, _texts(request))) + ids * BYTES_PER_TOKEN
 
 
 def _texts(request: InferenceRequest) -> list[str]:
-    texts = [request.prompt] if isinstance(request.prompt, str) else list(request.inputs or [])
+    texts = [request.prompt] if isinstance(request.prompt, str) else [one for one in request.inputs or [] if isinstance(one, str)]
     return texts + [str(message.get("content") or "") for message in request.messages or []]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mesh.health import ASKABLE
 from mesh.identity import PeerId
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import ModelState
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from mesh.messages.record import ModelEntry
     from mesh.registry import PeerView
 
-ROUTABLE: frozenset[ModelState] = frozenset(("ready", "asleep"))
+ROUTABLE: frozenset[ModelState] = ASKABLE
 MAX_REQUESTS = 100_000
 MAX_RATE = 1_000_000.0
 MAX_WEIGHT = 1_000.0

@@ -37,7 +37,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     task: Task = "chat"
     messages: list[dict[str, Any]] | None = None
     prompt: str | list[int] | None = None
-    inputs: list[str] | None = None
+    inputs: list[str | list[int]] | None = None
+    """Texts, or their token ids."""
+    dimensions: int | None = None
+    """Of each vector: the first so many of the model's, brought to unit length again."""
     max_tokens: int | None = None
     max_length: int | None = None
     """Prompt and new tokens together; the stricter of this and `max_tokens` holds."""
@@ -112,12 +115,14 @@ class Performance(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
-    """Somebody works on it. `node` and `attempts` are filled in by dispatch, the counters by the node."""
+    """Somebody works on it. `node`, `attempts` and `numerics` are filled in by dispatch, the counters by the node."""
 
     running: int = 0
     waiting: int = 0
     node: str = ""
     attempts: int = 1
+    numerics: str = ""
+    """As the node announced it; nodes with equal ones compute alike."""
 
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):
@@ -166,14 +171,17 @@ class Delta(msgspec.Struct, frozen=True, tag="delta", omit_defaults=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """The request ended well. `embeddings` only for that task: one vector per input. `usage` counts all choices."""
+    """The request ended well. `usage` counts all choices.
+
+    `embeddings` only for that task: one vector per input, see `mesh.vectors`.
+    """
 
     finish_reason: FinishReason
     usage: Usage
     performance: Performance
     running: int = 0
     waiting: int = 0
-    embeddings: list[list[float]] | None = None
+    embeddings: list[bytes] | None = None
     resumes: int = 0
     exact: bool = True
     """How many nodes went on with the answer of another one, and whether they compute alike; filled in by dispatch."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from mesh.messages.inference import Event, InferenceRequest
+from mesh.messages.metrics import MetricsControl
 from mesh.messages.reachability import DialBack, DialedBack
 from mesh.messages.record import ModelState, SealedRecord
 from mesh.messages.relay import RelayControl
@@ -195,5 +196,6 @@ LinkMessage = (
     | UpgradeOffer
     | Drained
     | PathControl
+    | MetricsControl
     | Unknown
 )

@@ -18,6 +18,8 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     batching: bool = True
     hardware_types: list[str] = []
     protocols: list[str] = []
+    max_batch: int = 0
+    """Requests that are computed together at most; 0 where nobody tells."""
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

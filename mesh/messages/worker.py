@@ -43,6 +43,9 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     numerics: str
     architecture: str
     batching: bool = True
+    adapters: dict[str, str] = {}
+    """Digests of the adapters that are served beside it, by name."""
+    tasks: list[str] = msgspec.field(default_factory=lambda: ["chat", "completion"])
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal"):

@@ -121,6 +121,13 @@ def _fields(request: Request, required: str) -> dict[str, msgspec.Raw]:
 
 
 D = TypeVar("D")
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def parse_body(request: Request, kind: type[S], required: str) -> tuple[S, list[str]]:
+    """The body of a request of another kind, and the names in it that were ignored. Raises BadRequest."""
+    fields = _fields(request, required)
+    return _decode(request.body, kind), [name for name in fields if name not in kind.__struct_fields__]
 
 
 def _decode(data: bytes, kind: type[D]) -> D:

@@ -8,12 +8,10 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 import uuid
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote
 
 import msgspec
 import trio
@@ -23,8 +21,10 @@ from mesh.http.errors import INTERNAL, error_response, public_error
 from mesh.http.message import Response, StreamingResponse, StreamWriter
 from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest
 from mesh.openai.collected import CollectedChoice
+from mesh.openai.embeddings import EmbeddingRoutes
 from mesh.openai.errors import error_event, model_not_found
 from mesh.openai.parse import parse_chat, parse_completion
+from mesh.openai.reply_headers import Headers, ignored_header, node_headers
 from mesh.openai.translate import Identity, chat_inference, completion_inference, model_object
 from mesh.openai.wording import Wording
 from mesh.service import paced
@@ -41,14 +41,13 @@ if TYPE_CHECKING:
 MAX_REPLY_CHARACTERS = 8 * 1024 * 1024
 """In one answer that is not streamed: a node that talks without end must not fill our memory."""
 RESUME = "x-infermesh-resume"
-_SHOWN_IGNORED = 20
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-Headers = dict[str, str]
+SEED = "x-infermesh-seed"
+_SEED_BITS = 53
+"""Of a seed that we draw: a client whose numbers are doubles can send it back."""
 
 
 class OpenAIRoutes:
-    """POST /v1/chat/completions and /v1/completions, GET /v1/models, /models and /v1/models/{id}."""
+    """POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models, /models and /v1/models/{id}."""
 
     def __init__(self, service: InferenceService, catalog: Callable[[], list[ModelEntry]]) -> None:
         self._service = service
@@ -58,6 +57,7 @@ class OpenAIRoutes:
         """Add the routes."""
         router.add("POST", "/v1/chat/completions", self._chat)
         router.add("POST", "/v1/completions", self._complete)
+        EmbeddingRoutes(self._service, _as_headers_say).mount(router)
         router.add("GET", "/v1/models", self._models)
         router.add("GET", "/models", self._models)
         router.add("GET", "/v1/models/{id...}", self._model)
@@ -91,7 +91,9 @@ class OpenAIRoutes:
         inference: InferenceRequest,
         ignored: list[str],
     ) -> Response | StreamingResponse:
-        headers = {"x-request-id": inference.request_id, **_ignored_header(ignored)}
+        headers = {"x-request-id": inference.request_id, **ignored_header(ignored)}
+        if body.seed is None:
+            headers[SEED] = str(inference.seed)
         include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         wording = Wording(task, inference, include_usage=include_usage)
         if not body.stream:
@@ -135,7 +137,7 @@ class _Collected:
     def _take(self, event: Event) -> None:
         match event:
             case Accepted():
-                self.headers = _node_headers(event)
+                self.headers = node_headers(event)
             case Delta():
                 self._grow(event)
             case Done():
@@ -172,7 +174,7 @@ class _Stream:
     def _take(self, event: Event) -> None:
         match event:
             case Accepted():
-                self._writer.headers.update(_node_headers(event))
+                self._writer.headers.update(node_headers(event))
             case Delta():
                 self._writer.write(self._opening() + self._wording.chunk(event))
             case Done():
@@ -202,20 +204,4 @@ def _as_headers_say(request: Request, inference: InferenceRequest) -> InferenceR
 
 
 def _identity() -> Identity:
-    return Identity(request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(63))
-
-
-def _node_headers(accepted: Accepted) -> Headers:
-    """`node` is another machine's word: quoted, so that it is a header whatever it says."""
-    return {
-        "x-infermesh-node": quote(accepted.node, safe=" /:@+", errors="replace"),
-        "x-infermesh-attempts": str(accepted.attempts),
-    }
-
-
-def _ignored_header(ignored: list[str]) -> Headers:
-    if not ignored:
-        return {}
-    shown = [name if _PLAIN_NAME.fullmatch(name) else quote(name[:64], safe="") for name in ignored[:_SHOWN_IGNORED]]
-    more = [f"and {len(ignored) - _SHOWN_IGNORED} more"] if len(ignored) > _SHOWN_IGNORED else []
-    return {"x-infermesh-ignored": ", ".join(shown + more)}
+    return Identity(request_id=str(uuid.uuid4()), created=int(time.time()), seed=secrets.randbits(_SEED_BITS))

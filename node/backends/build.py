@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.errors import Misconfigured
+from node.backends.adapter import AdapterBackend, adapters_by_base
 from node.backends.mock import MockBackend, parse_mock
 from node.backends.torch import TorchBackend, TorchSettings, require_worker_packages
 from node.model_directory import check_model_directory
@@ -14,7 +15,7 @@ from node.models import DEMO_MODEL_ID, demo_model_path
 from node.supervisor import RestartPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mesh.messages.worker import Loading
     from node.backends.base import Backend
@@ -29,10 +30,15 @@ def build_backends(config: NodeConfig, *, on_loading: Callable[[str, Loading], N
     if config.args:
         raise Misconfigured("--args is for --service-type mock; leave it out, or add --service-type mock")
     models = _models(config)
-    for path in models.values():
-        check_model_directory(path)
+    by_base = adapters_by_base(models)
+    for model in by_base:
+        check_model_directory(models[model])
     require_worker_packages()
-    return [TorchBackend(_settings(config, model, path), on_loading=on_loading) for model, path in models.items()]
+    backends: list[Backend] = []
+    for model, adapters in by_base.items():
+        base = TorchBackend(_settings(config, model, models[model], adapters), on_loading=on_loading)
+        backends += [base, *(AdapterBackend(name, base) for name in adapters)]
+    return backends
 
 
 def _mocks(config: NodeConfig) -> Sequence[Backend]:
@@ -57,7 +63,7 @@ def _models(config: NodeConfig) -> dict[str, Path]:
     return models or {DEMO_MODEL_ID: demo_model_path()}
 
 
-def _settings(config: NodeConfig, model: str, path: Path) -> TorchSettings:
+def _settings(config: NodeConfig, model: str, path: Path, adapters: Mapping[str, Path]) -> TorchSettings:
     return TorchSettings(
         model=model,
         path=path.resolve(),
@@ -66,6 +72,7 @@ def _settings(config: NodeConfig, model: str, path: Path) -> TorchSettings:
         slots=config.slots,
         context=config.context,
         cache_mib=config.cache_mib,
+        adapters=adapters,
         restarts=RestartPolicy(limit=config.max_restarts),
     )
 

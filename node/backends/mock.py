@@ -4,7 +4,8 @@
 2. Words are the tokens: ids are indices into `WORDS`, `usage` counts words, the joined text is the words with single spaces.
 3. One loop serves all requests: whatever is due within one `TICK` is emitted in one go, as an engine's step would.
 4. Several answers (`n`) are as many requests with seeds of their own. What concerns probabilities it cannot honour.
-5. It calls itself `mock` in its record. It exists for tests of everything around a model, never as an answer to a user.
+5. The vector of a text is chosen by the text alone, and has unit length.
+6. It calls itself `mock` in its record. It exists for tests of everything around a model, never as an answer to a user.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from mesh.errors import BackendFailed, BadRequest, Busy
 from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
+from mesh.vectors import pack
 from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.fan_out import FanOut
-from node.room import new_tokens
+from node.room import new_tokens, too_long
 
 if TYPE_CHECKING:
     from mesh.messages.inference import Event, FinishReason, InferenceRequest
@@ -42,6 +44,8 @@ WORDS = (
     "bay", "cliff", "dock", "elm", "fern", "gale", "heath", "iris", "jade", "kite", "lark", "moss", "opal", "pine",
 )  # fmt: skip
 """The vocabulary, 64 words."""
+DIMENSIONS = 64
+"""Of a vector."""
 TICK = 0.005
 """Seconds. What is due within one tick is one step."""
 _MASK = (1 << 64) - 1
@@ -92,6 +96,18 @@ def prompt_text(request: InferenceRequest) -> str:
     return request.prompt or ""
 
 
+def embedding(text: str, dimensions: int = DIMENSIONS) -> list[float]:
+    """The vector of a text: nothing but the text decides, and texts that differ in a letter have nothing in common."""
+    chosen = fingerprint(text, 0)
+    values = [token_at(chosen, position) - len(WORDS) / 2 + 0.5 for position in range(dimensions)]
+    length = math.hypot(*values)
+    return [value / length for value in values]
+
+
+def _input_text(one: str | list[int]) -> str:
+    return one if isinstance(one, str) else " ".join(WORDS[token % len(WORDS)] for token in one)
+
+
 def _content(content: object) -> str:
     if isinstance(content, list):
         return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -101,7 +117,12 @@ def _content(content: object) -> str:
 class _Script:
     """What one request will be answered: a pure function of the request and the settings."""
 
+    embeddings: list[bytes] | None = None
+
     def __init__(self, request: InferenceRequest, settings: MockSettings) -> None:
+        if request.task == "embedding":
+            self._embed(request, settings)
+            return
         text = prompt_text(request)
         self.prompt_tokens = len(text.split())
         wanted = new_tokens(request, prompt_tokens=self.prompt_tokens, context_length=settings.context_length)
@@ -111,6 +132,17 @@ class _Script:
         self.length = min(natural, wanted)
         self.finish_reason: FinishReason = "stop" if natural <= wanted else "length"
         self._pieces = self._cut_at(request.stop) if any(request.stop) else None
+
+    def _embed(self, request: InferenceRequest, settings: MockSettings) -> None:
+        """No words at all: the answer is in its end."""
+        texts = [_input_text(one) for one in request.inputs or []]
+        lengths = [len(text.split()) for text in texts]
+        if (request.dimensions or 1) > DIMENSIONS:
+            raise BadRequest(f"vectors of the mock have {DIMENSIONS} dimensions; ask for at most so many", param="dimensions")
+        if max(lengths, default=0) > settings.context_length:
+            raise too_long(lengths.index(max(lengths)), max(lengths), settings.context_length)
+        self.embeddings = [pack(embedding(text, request.dimensions or DIMENSIONS)) for text in texts]
+        self.prompt_tokens, self.length, self.finish_reason, self._pieces = sum(lengths), 0, "stop", None
 
     def check_prior(self, prior: list[list[int]]) -> int:
         """At which position to go on. Raises BadRequest when the answer does not begin like this."""
@@ -176,7 +208,12 @@ class MockBackend(Backend):
             numerics="mock",
             backend="mock",
             created=int(time.time()),
-            capabilities=Capabilities(tasks=["chat", "completion"], hardware_types=["cpu"], protocols=["infermesh"]),
+            capabilities=Capabilities(
+                tasks=["chat", "completion", "embedding"],
+                hardware_types=["cpu"],
+                protocols=["infermesh"],
+                max_batch=settings.slots,
+            ),
         )
         self.changed = nobody_listens
         self._waiting: dict[_Job, None] = {}
@@ -236,8 +273,6 @@ class MockBackend(Backend):
 
     def _admit(self, request: InferenceRequest, emit: Emit) -> _Job:
         settings = self._settings
-        if request.task == "embedding":
-            raise BadRequest(f"{self.entry.id} does not make embeddings", code="unsupported_task", param="model")
         if settings.busy or len(self._waiting) >= settings.max_waiting:
             raise Busy(f"{self.entry.id} is busy on this node; try again", retry_after=1)
         script = _Script(request, settings)
@@ -314,6 +349,7 @@ class MockBackend(Backend):
             ),
             running=len(self._running) - 1,
             waiting=len(self._waiting),
+            embeddings=job.script.embeddings,
         )
 
     def _leave(self, job: _Job) -> None:

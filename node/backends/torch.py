@@ -4,6 +4,8 @@
 2. The worker's death is seen as the end of its socket: in that same moment all its requests fail and the state changes.
 3. The worker lives exactly as long as its socket: closing it, or dying, ends the worker without any signal.
 4. A request for a model that is not ready is refused at once; waiting is the gateway's business, who has other nodes.
+5. A worker that is there but does not get on (`node.liveness`) is killed and replaced, like one that died.
+6. Asleep means unloaded: the worker is gone, and with it all the memory that it had.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import os
 import socket
 import sys
 import time
@@ -20,17 +23,19 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from mesh.errors import Busy, Misconfigured, Unavailable
+from mesh.errors import BackendFailed, Busy, Misconfigured, Unavailable
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
 from mesh.messages.worker import Alive, FromWorker, Loading, Ready, Refusal, Step
+from node.activity import Activity
 from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.backends.conversation import Conversation, ProtocolBroken
+from node.liveness import LOOK_EVERY, Liveness, Patience
 from node.process import ChildProcess
 from node.supervisor import Refused, RestartPolicy, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mesh.messages.inference import InferenceRequest
@@ -41,6 +46,8 @@ _LAST_WORDS = 1.0
 """Seconds that a worker may take to be gone after its socket ended, before it is helped."""
 _GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: a worker has nothing to save."""
+_TOLD_LINES = 8
+"""Lines of a dead worker's output that go into the node's log."""
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "jinja2")
 
 logger = logging.getLogger(__name__)
@@ -61,7 +68,12 @@ class TorchSettings:
     max_waiting: int = 256
     """Requests beyond the slots; one more is refused with Busy."""
     weight: float = 1.0
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters beside the model, by the model id that they are served as; see `node.backends.adapter`."""
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
+    patience: Patience = field(default_factory=Patience)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the worker finds in its environment besides ours: `CUDA_VISIBLE_DEVICES`, for one."""
     program: Sequence[str] = (sys.executable, "-m", "node.worker")
     """What is started, before its flags."""
 
@@ -75,6 +87,8 @@ class TorchSettings:
             argv += ["--context", str(self.context)]
         if self.cache_mib is not None:
             argv += ["--cache-mib", str(self.cache_mib)]
+        for name, path in self.adapters.items():
+            argv += ["--adapter", f"{name}={path}"]
         return argv
 
 
@@ -104,9 +118,13 @@ class TorchBackend(Backend):
         self._supervisor = Supervisor(settings.model, policy=settings.restarts, changed=self._state_changed)
         self._conversation: Conversation | None = None
         self._child: ChildProcess | None = None
+        self.adapters: Mapping[str, str] = {}
+        """Digests of the adapters that the worker serves, by name."""
         self._refusal: str | None = None
         self._pulse: Alive | None = None
         self._heard = -math.inf
+        self._began = math.inf
+        self._liveness = Liveness(settings.patience, 0.0)
 
     @property
     def pulse(self) -> tuple[Alive, float] | None:
@@ -129,6 +147,17 @@ class TorchBackend(Backend):
             raise Busy(f"{conversation.in_flight} requests are queued for {self.entry.id} on this node; try again", retry_after=1)
         await conversation.infer(request, emit)
 
+    async def sleep(self) -> None:
+        """Unload the model: end the worker, and what runs on it. Returns when it is gone; at once when it is asleep already."""
+        await self._supervisor.sleep()
+
+    async def wake(self) -> None:
+        """Load the model again; returns when it has produced a token. `run` must be running. Raises BackendFailed."""
+        if not await self._supervisor.wake():
+            raise BackendFailed(
+                f"{self.entry.id} could not be woken on this node; its operator finds the reason in /health", code="wake_failed"
+            )
+
     def status(self) -> BackendStatus:
         """What P+1 tells of it."""
         supervisor = self._supervisor
@@ -145,36 +174,69 @@ class TorchBackend(Backend):
         )
 
     def _not_ready(self) -> Unavailable:
-        if self.entry.state == "failed":
-            return Unavailable(
-                f"{self.entry.id} has failed on this node; its operator finds the reason in /health", code="model_failed"
-            )
-        return Unavailable(f"{self.entry.id} is still loading on this node; try again", code="model_loading", retry_after=2)
+        model = self.entry.id
+        match self.entry.state:
+            case "failed":
+                return Unavailable(
+                    f"{model} has failed on this node; its operator finds the reason in /health", code="model_failed"
+                )
+            case "asleep":
+                return Unavailable(f"{model} is asleep on this node; it has to be woken", code="model_asleep", retry_after=2)
+            case _:
+                return Unavailable(f"{model} is still loading on this node; try again", code="model_loading", retry_after=2)
 
     async def _live(self) -> str:
         """One life of the worker; returns why it died."""
         ours, theirs = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         child = ChildProcess(
-            self._settings.argv(theirs.fileno()), pass_fds=[theirs.fileno()], grace=_GRACE, on_line=self._log_line
+            self._settings.argv(theirs.fileno()),
+            pass_fds=[theirs.fileno()],
+            environment={**os.environ, **self._settings.environment},
+            grace=_GRACE,
+            on_line=self._log_line,
         )
         self._refusal = None
+        self._began = trio.current_time()
+        self._liveness = Liveness(self._settings.patience, self._began)
         problems: list[str] = []
+        watching = trio.CancelScope()
         try:
             async with trio.open_nursery() as nursery:
                 with theirs:
-                    await nursery.start(self._own, child, nursery.cancel_scope, problems)
+                    await nursery.start(self._own, child, nursery.cancel_scope, watching, problems)
                 self._child = child
                 nursery.start_soon(self._converse, stream, problems, nursery.cancel_scope)
+                with watching:
+                    problems.append(await self._hanging(child))
+                    child.hurry()  # what hangs does not hear SIGTERM
+                    nursery.cancel_scope.cancel()
         finally:
             self._child = None
             stream.socket.close()
         if self._refusal is not None:
             raise Refused(self._refusal)
+        for line in list(child.lines)[-_TOLD_LINES:]:
+            logger.warning("%s: its worker's last words: %s", self.entry.id, line)
         return problems[0] if problems else child.cause
 
+    async def _hanging(self, child: ChildProcess) -> str:
+        """Watch the worker until it does not get on; what is wrong with it."""
+        activity = Activity(child.pid or 0)
+        problem = None
+        while problem is None:
+            await trio.sleep(LOOK_EVERY)  # what does not happen sets no event
+            problem = self._liveness.look(trio.current_time(), activity.seen)
+        return problem
+
     async def _own(
-        self, child: ChildProcess, life: trio.CancelScope, problems: list[str], *, task_status: trio.TaskStatus[None]
+        self,
+        child: ChildProcess,
+        life: trio.CancelScope,
+        watching: trio.CancelScope,
+        problems: list[str],
+        *,
+        task_status: trio.TaskStatus[None],
     ) -> None:
         """Be there until the process is gone; then its socket has to end too, whoever else may hold it."""
         try:
@@ -182,6 +244,7 @@ class TorchBackend(Backend):
         except OSError as error:
             problems.append(f"the worker could not be started: {error}")
             task_status.started()
+        watching.cancel()
         life.deadline = min(life.deadline, trio.current_time() + _LAST_WORDS)
 
     async def _converse(self, stream: trio.SocketStream, problems: list[str], life: trio.CancelScope) -> None:
@@ -207,6 +270,7 @@ class TorchBackend(Backend):
 
     def _hear(self, message: FromWorker) -> None:
         self._heard = trio.current_time()
+        self._liveness.hear(message, self._heard)
         match message:
             case Alive():
                 self._pulse = message
@@ -224,15 +288,19 @@ class TorchBackend(Backend):
         self.entry = msgspec.structs.replace(
             self.entry,
             context_length=ready.context_length,
+            task=ready.tasks[0],
             weights_digest=ready.weights_digest,
             numerics=ready.numerics,
+            wake_seconds=round(trio.current_time() - self._began, 3),
             capabilities=Capabilities(
-                tasks=["chat", "completion"],
+                tasks=ready.tasks,
                 batching=ready.batching,
                 hardware_types=[ready.device.partition(":")[0]],
                 protocols=["infermesh"],
+                max_batch=ready.slots if ready.batching else 1,
             ),
         )
+        self.adapters = ready.adapters
         self.load = ModelLoad("ready", slots=ready.slots)
         self._supervisor.ready()
 

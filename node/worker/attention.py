@@ -4,7 +4,7 @@
    another, then padding. Linear layers see one matrix; only this function knows where one sequence ends.
 2. It writes the new keys and values into the arena and lets each token see its own sequence up to itself, and no further back
    than the layer's sliding window.
-3. What it cannot do exactly (soft caps, sinks, foreign masks) it refuses by raising `Inexact`: never a nearly right answer.
+3. What it cannot do exactly (masks of the model's own, ...) it refuses by raising `Inexact`: never a nearly right answer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from node.worker.scores import Rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,16 @@ NAME = "infermesh_slots"
 """The attention implementation's name in transformers. It has no mask function, so models build no mask."""
 
 HARMLESS = frozenset(
-    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "past_key_values"}
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "use_cache",
+        "output_attentions",
+        "output_router_logits",
+        "cache_position",
+        "past_key_values",
+    }
 )
 """Arguments that models pass along and that change nothing here."""
 
@@ -112,21 +122,28 @@ def slot_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     slot_step: StepContext | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim], rotated already -> [1, tokens, heads, dim]."""
     assert slot_step is not None
-    _refuse_unknown(module, attention_mask, rest)
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return attend(slot_step, module.layer_idx, *rows, scaling=scaling, window=sliding_window)[None], None
+    _refuse_unknown(module, attention_mask, s_aux, rest)
+    rules = Rules(scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return _attend(slot_step, module.layer_idx, query, key, value, rules)[None], None
 
 
 def attend(
     step: StepContext, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None
 ) -> Tensor:
     """Query [tokens, heads, dim], key and value [tokens, kv_heads, dim], rotated already -> [tokens, heads, dim]."""
-    step.windows[layer] = window
+    return _attend(step, layer, query, key, value, Rules(scaling=scaling, window=window))
+
+
+def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+    step.windows[layer] = rules.window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
     if key.shape[1:] != keys.shape[1:] or value.shape[1:] != keys.shape[1:]:
         raise Inexact(f"layer {layer} has other key and value shapes than its configuration says")
@@ -134,26 +151,25 @@ def attend(
     values.index_copy_(0, step.places, value)
     out = query.new_zeros(query.shape)
     for group in step.groups:
-        decode = _gathered if _gathers(query, group) else _decode
-        out[group.rows] = decode(query[group.rows], keys, values, group, scaling, window)
+        decode = _gathered if rules.plain and _gathers(query, group) else _decode
+        out[group.rows] = decode(query[group.rows], keys, values, group, rules)
     for piece in step.pieces:
         rows = slice(piece.row, piece.row + piece.count)
-        out[rows] = _prefill(query[None, rows].transpose(1, 2), keys, values, piece, scaling, window)[0].transpose(0, 1)
+        out[rows] = _prefill(query[None, rows].transpose(1, 2), keys, values, piece, rules)[0].transpose(0, 1)
     return out
 
 
-def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, scaling: float | None, window: int | None) -> Tensor:
+def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:
     """One call for all rows of a group [rows, heads, dim]; query heads that share a key head stand as rows of one matrix."""
     rows, heads, dim = query.shape
     kv_heads = keys.shape[1]
     spread = query.new_zeros(group.span, heads, dim)
     spread[group.extents] = query
-    grouped = scaled_dot_product_attention(
+    grouped = rules.attend(
         spread.view(group.span, kv_heads, heads // kv_heads, dim),
         group.view(keys),
         group.view(values),
-        attn_mask=group.mask(window, query.dtype),
-        scale=scaling,
+        group.mask(rules.window, query.dtype),
     )
     return grouped.reshape(group.span, heads, dim)[group.extents].view(rows, heads, dim)
 
@@ -163,21 +179,19 @@ def _gathers(query: Tensor, group: DecodeGroup) -> bool:
     return query.device.type == "cpu" and query.dtype != torch.float32 and len(group.rows) >= MANY
 
 
-def _gathered(
-    query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, scaling: float | None, window: int | None
-) -> Tensor:
+def _gathered(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:
     """The same as `_decode`, with the rows' keys and values copied next to each other and plain matrix products."""
     rows, heads, dim = query.shape
     kv_heads = keys.shape[1]
     key, value = (group.view(tensor).index_select(0, group.extents).view(rows * kv_heads, -1, dim) for tensor in (keys, values))
-    scaled = (query * (dim**-0.5 if scaling is None else scaling)).view(rows * kv_heads, heads // kv_heads, dim)
+    scaled = (query * (dim**-0.5 if rules.scaling is None else rules.scaling)).view(rows * kv_heads, heads // kv_heads, dim)
     scores = torch.bmm(scaled, key.transpose(1, 2)).view(rows, heads, -1)
-    scores += group.mask(window, query.dtype)[group.extents, 0]
+    scores += group.mask(rules.window, query.dtype)[group.extents, 0]
     return torch.bmm(scores.softmax(-1).view(rows * kv_heads, heads // kv_heads, -1), value).view(rows, heads, dim)
 
 
-def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, scaling: float | None, window: int | None) -> Tensor:
-    end = piece.past + piece.count
+def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, rules: Rules) -> Tensor:
+    end, window = piece.past + piece.count, rules.window
     start = 0 if window is None else max(0, piece.past + 1 - window)
     shared = query.shape[1] // keys.shape[1]
     seen = slice(piece.start + start, piece.start + end)
@@ -185,9 +199,8 @@ def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, scaling:
     key = keys[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
     value = values[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
     if start == piece.past and (window is None or piece.count <= window):
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    mask = piece.mask(window, start, query)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        return rules.attend(query, key, value)
+    return rules.attend(query, key, value, piece.mask(window, start, query))
 
 
 def _visible(positions: Tensor, last: Tensor, window: int | None) -> Tensor:
@@ -201,14 +214,14 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
-def _refuse_unknown(module: Any, mask: Tensor | None, rest: dict[str, Any]) -> None:
+def _refuse_unknown(module: Any, mask: Tensor | None, sinks: Tensor | None, rest: dict[str, Any]) -> None:
     unknown = sorted(name for name, value in rest.items() if value is not None and name not in HARMLESS)
     if unknown:
         raise Inexact(f"attention takes {', '.join(unknown)}")
     if mask is not None:
         raise Inexact("attention takes a mask of the model's own")
-    if getattr(module, "sinks", None) is not None:
-        raise Inexact("attention has sinks")
+    if sinks is None and getattr(module, "sinks", None) is not None:
+        raise Inexact("attention has sinks that it does not pass on")
     if not getattr(module, "is_causal", True):
         raise Inexact("attention is not causal")
 

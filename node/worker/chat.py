@@ -3,7 +3,7 @@
 1. The model's own chat template decides; one that cannot take these messages is the client's error, with the template's reason.
 2. Its clock is the request's `created`, in UTC: the same request gives the same prompt on every node, today and tomorrow.
 3. A message's text stays text: what looks like a control token in it is not one.
-4. A model without a template gets Llama 3's layout.
+4. A model without a template gets one of `node.worker.templates` when it is loaded.
 5. Tools are shown to the template while they may be called; calls in earlier messages get their arguments as objects, as
    templates expect them.
 """
@@ -21,25 +21,10 @@ from mesh.errors import BadRequest
 if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
 
-LLAMA3_TEMPLATE = (
-    "{{- '<|begin_of_text|>' }}"
-    "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + (message['content'] or '') | trim + '<|eot_id|>' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
-)
-LLAMA3_END = "<|eot_id|>"
-
 
 def param_of(request: InferenceRequest) -> str:
     """The field that holds the prompt, for errors about it."""
     return "messages" if request.task == "chat" else "prompt"
-
-
-def chat_template(tokenizer: Any) -> str:
-    """The model's own, or the one that stands in for it."""
-    template: str = tokenizer.get_chat_template() if tokenizer.chat_template else LLAMA3_TEMPLATE
-    return template
 
 
 class Prompts:
@@ -48,7 +33,7 @@ class Prompts:
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self.template = chat_template(tokenizer)
+        self.template: str = tokenizer.get_chat_template()
 
     def ids(self, request: InferenceRequest) -> list[int]:
         """The prompt's token ids, at least one. Raises BadRequest."""

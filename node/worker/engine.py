@@ -119,6 +119,7 @@ class Engine:
             self.refuse(prepared.number, prepared.result)
             return
         sequence = prepared.result
+        assert isinstance(sequence, Sequence)
         try:
             self._scheduler.enqueue(sequence)
         except MeshError as error:

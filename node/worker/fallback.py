@@ -1,6 +1,6 @@
 """For models that slot attention cannot do exactly: transformers' own `generate`, one sequence at a time.
 
-Soft caps, attention sinks, recurrent and hybrid layers keep their state in the model's own cache, whatever that is.
+Recurrent and hybrid layers, and attention of unknown kinds, keep their state in the model's own cache, whatever that is.
 `generate` computes the prompt; the next steps go on from the state that it returned. Where that was found not to give what
 computing everything again gives (`keeps_state` False), everything is computed again: slow and right.
 """

@@ -21,28 +21,43 @@ from node.worker.output.outputs import Outputs
 from node.worker.sequence import Sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mesh.messages.inference import InferenceRequest
+    from node.worker.embedding.intake import Job
 
 _logger = logging.getLogger(__name__)
+
+NO_ADAPTERS: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a request: its sequence, or the error that it fails with."""
+    """What became of a request: its sequence, its inputs to embed, or the error that it fails with."""
 
     number: int
-    result: Sequence | MeshError
+    result: Sequence | Job | MeshError
 
 
 class Intake:
     """Prepares requests for one model, in one thread at a time."""
 
-    def __init__(self, tokenizer: Any, *, vocabulary: int, end_tokens: frozenset[int], context_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        vocabulary: int,
+        end_tokens: frozenset[int],
+        context_length: int,
+        adapters: Mapping[str, int] = NO_ADAPTERS,
+    ) -> None:
+        """`adapters`: their numbers by the name of the model that a request asks for."""
         self._tokenizer = tokenizer
         self._prompts = Prompts(tokenizer, vocabulary)
         self._outputs = Outputs(tokenizer, template=self._prompts.template, vocabulary=vocabulary, end_tokens=end_tokens)
         self._vocabulary = vocabulary
         self._context_length = context_length
+        self._adapters = adapters
 
     def beside(self, lane: str) -> Intake:
         """The same with a tokenizer of its own, for another thread. Output is still decoded with this one's."""
@@ -76,12 +91,15 @@ class Intake:
         ids = self._prompts.ids(request)
         limit = new_tokens(request, prompt_tokens=len(ids), context_length=self._context_length)
         left = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
+        adapter = self._adapters.get(request.model, 0)
         sequence = Sequence(
             number=number,
             tokens=ids,
             prompt_length=len(ids),
             choice=self._outputs.choice(request, ids, limit=limit),
-            tenant=request.tenant,
+            # Another adapter gives other keys and values for the same tokens.
+            tenant=f"{request.tenant}\0{adapter}" if adapter else request.tenant,
+            adapter=adapter,
             priority=request.priority,
             deadline=arrived + left,
             arrived=arrived,

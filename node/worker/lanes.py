@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mesh.errors import Busy
 from node.worker.engine import cancelled
@@ -21,10 +21,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mesh.messages.inference import InferenceRequest
-    from node.worker.intake import Intake
 
 SMALL = 32 * 1024
 """Characters, or token ids, that a request of the quick lane holds at most."""
+
+
+class Preparing(Protocol):
+    """What prepares requests; see `node.worker.intake.Intake`."""
+
+    def beside(self, lane: str) -> Preparing:
+        """The same for another thread."""
+        ...
+
+    def is_quick(self, request: InferenceRequest) -> bool:
+        """Nothing has to be compiled for it."""
+        ...
+
+    def prepare(self, number: int, request: InferenceRequest, *, arrived: float | None = None) -> Prepared:
+        """Check and tokenise a request. Never raises."""
+        ...
 
 
 class _Job(NamedTuple):
@@ -36,7 +51,7 @@ class _Job(NamedTuple):
 class Lanes:
     """`deliver` is called from the lanes' threads with what came out; it may block."""
 
-    def __init__(self, intake: Intake, deliver: Callable[[Prepared], None], *, limit: int) -> None:
+    def __init__(self, intake: Preparing, deliver: Callable[[Prepared], None], *, limit: int) -> None:
         self._deliver = deliver
         self._quick: queue.Queue[_Job] = queue.Queue(limit)
         self._slow: queue.Queue[_Job] = queue.Queue(limit)
@@ -73,7 +88,7 @@ class Lanes:
         self._under_way.discard(prepared.number)
         return known
 
-    def _work(self, jobs: queue.Queue[_Job], intake: Intake) -> None:
+    def _work(self, jobs: queue.Queue[_Job], intake: Preparing) -> None:
         while True:
             job = jobs.get()
             # What was aborted meanwhile need not be read any more. A look at a set that another thread changes is safe.
@@ -84,6 +99,7 @@ class Lanes:
 def is_large(request: InferenceRequest) -> bool:
     """Whether a request holds more text, ids or pieces of messages than SMALL. Looks no further than that."""
     left = SMALL - len(request.prompt or ()) - len(request.grammar.text if request.grammar else "")
+    left -= sum(8 + len(one) for one in request.inputs or ())
     values: list[Any] = [*(request.messages or ()), *request.tools]
     if len(values) > SMALL // 16:
         return True

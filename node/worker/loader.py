@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -21,8 +22,7 @@ from mesh.errors import Misconfigured
 from mesh.messages.worker import Loading, Ready
 from mesh.version import __version__
 from node.worker.attention import NAME, Inexact
-from node.worker.cache.arena import ArenaShape
-from node.worker.chat import LLAMA3_END
+from node.worker.cache.arena import ArenaShape, arena_shape
 from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
 from node.worker.digest import numerics_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
@@ -30,15 +30,20 @@ from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
 from node.worker.fused.way import fastest, modules
 from node.worker.intake import Intake
+from node.worker.lora.adapter import read_adapter
+from node.worker.lora.layers import attach
+from node.worker.lora.runner import AdaptedRunner
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import check_configuration, check_model, check_state, probe
+from node.worker.templates import ChatTemplate, get_template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
+    from node.worker.embedding.embedder import Hidden
     from node.worker.fused.way import Way
 
 _logger = logging.getLogger(__name__)
@@ -62,37 +67,82 @@ class Options:
     context: int | None = None
     cache_mib: int | None = None
     """Most memory for keys and values; None leaves it to what is free."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters to serve beside the model: their directories by the name that requests ask for."""
     limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model that generated its first token, and what it was made of."""
+
+    engine: Engine
+    ready: Ready
+    model: Any
+    tokenizer: Any
+    hidden: Hidden | None
+    """What takes the place of the model's own modules, where these gave their weights away."""
 
 
 def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, Ready]:
     """Load a model and generate one token with it. Raises Misconfigured."""
+    loaded = load_text(options, report)
+    return loaded.engine, loaded.ready
+
+
+def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
+    """The same, with all that it was made of."""
     report(Loading(done=0, total=0, phase="checking"))
     directory = open_directory(options.path)
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, directory, device.device)
-    tokenizer = _tokenizer(directory)
-    model = _model(directory, dtype, device, report)
+    tokenizer = read_tokenizer(directory)
+    stand_in = _stand_in(directory, tokenizer)
+    model = read_model(directory, dtype, device, report)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report(Loading(done=0, total=0, phase="warming up"))
+    adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
+    selection = attach(model, adapters)
+    runner: Runner
     try:
         runner, way = _runner(model, options, fastest)
     except _Spoilt as reason:
         _logger.error("the fast way of computing this model is not used: %s; please report this", reason)  # noqa: TRY400
-        model = _model(directory, dtype, device, report)
+        model = read_model(directory, dtype, device, report)
+        selection = attach(model, adapters)
         runner, way = _runner(model, options, modules)
+    hidden = getattr(runner.forward, "hidden", None) if isinstance(runner, SlotRunner) else None
+    if adapters:
+        runner = AdaptedRunner(runner, selection)
+    ends = end_tokens(model, tokenizer, stand_in)
     intake = Intake(
         tokenizer,
         vocabulary=_vocabulary(model),
-        end_tokens=end_tokens(model, tokenizer),
+        end_tokens=ends,
         context_length=runner.context_length,
+        adapters={adapter.name: number for number, adapter in enumerate(adapters, start=1)},
     )
     engine = Engine(runner, intake, limits=options.limits)
-    engine.warm_up()
-    return engine, _ready(directory, model, tokenizer, runner, device, parameters, way)
+    _warm_up(engine, options.path)
+    ready = _ready(directory, model, tokenizer, ends, runner, device, parameters, way)
+    ready = msgspec.structs.replace(ready, adapters={adapter.name: adapter.digest for adapter in adapters})
+    return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer, hidden=hidden)
 
 
-def _tokenizer(directory: ModelDirectory) -> Any:
+def _warm_up(engine: Engine, path: Path) -> None:
+    try:
+        engine.warm_up()
+    # Modelling code may fail in any way; a model that cannot say one token will not learn it in another process.
+    except Exception as error:
+        _logger.exception("the first token failed")
+        raise Misconfigured(
+            f"the model in {path} loads and cannot generate ({type(error).__name__}: {_first_line(error)}); "
+            "try another --dtype or --device, or use another model"
+        ) from error
+
+
+def read_tokenizer(directory: ModelDirectory) -> Any:
+    """The model's tokenizer. Raises Misconfigured."""
     try:
         return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
     # Whatever the library raises here, it is about these files.
@@ -103,11 +153,35 @@ def _tokenizer(directory: ModelDirectory) -> Any:
         ) from error
 
 
-def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, report: Callable[[Loading], None]) -> Any:
+def _stand_in(directory: ModelDirectory, tokenizer: Any) -> ChatTemplate | None:
+    """Give a tokenizer without a chat template one of ours; None when it has its own."""
+    if tokenizer.chat_template:
+        return None
+    template = get_template(_names(directory))
+    tokenizer.chat_template = template.text
+    return template
+
+
+def _names(directory: ModelDirectory) -> str:
+    """What the model is called: by its folder, by its configuration."""
+    config = directory.config
+    return " ".join([directory.path.resolve().name, str(config.get("_name_or_path", "")), str(config.get("model_type", ""))])
+
+
+def read_model(
+    directory: ModelDirectory,
+    dtype: torch.dtype,
+    device: DeviceInfo,
+    report: Callable[[Loading], None],
+    *,
+    kind: Any = AutoModelForCausalLM,
+    spare: str = "",
+) -> Any:
+    """The model, complete. `kind` makes it; tensors whose names have `spare` in them may be missing. Raises Misconfigured."""
     previous = transformers_logging.set_tqdm_hook(_progress(report))
     try:
         config = AutoConfig.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             directory.path,
             config=config,
             dtype=dtype,
@@ -126,7 +200,7 @@ def _model(directory: ModelDirectory, dtype: torch.dtype, device: DeviceInfo, re
         raise Misconfigured(f"the model in {directory.path} cannot be loaded: {_first_line(error)}") from error
     finally:
         transformers_logging.set_tqdm_hook(previous)
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(name for name in info["missing_keys"] if not (spare and spare in name)):
         raise Misconfigured(
             f"the weights in {directory.path} lack {len(missing)} tensors (the first is {missing[0]}); fetch the model again"
         )
@@ -229,7 +303,7 @@ def _check(model: Any, runner: SlotRunner, expected: Tensor) -> None:
 
 def _room(model: Any, options: Options, longest: int) -> tuple[ArenaShape, Room]:
     """Room for all slots to be full and as many tokens again of prefixes, or for as much as fits. Raises Misconfigured."""
-    one = _shape(model, 1).bytes_per_token(model.dtype)
+    one = arena_shape(model, 1).bytes_per_token(model.dtype)
     memory = int(free_memory(model.device) * MEMORY_SHARE)
     if options.cache_mib is not None:
         memory = min(memory, options.cache_mib << 20)
@@ -248,44 +322,38 @@ def _room(model: Any, options: Options, longest: int) -> tuple[ArenaShape, Room]
         "the cache has %d MiB: %d tokens for running requests (%d times the context of %d), and %d tokens of prefixes",
         room.tokens * one >> 20, slabs * length, slabs, length, room.prefixes,
     )  # fmt: skip
-    return _shape(model, room.tokens), room
-
-
-def _shape(model: Any, tokens: int) -> ArenaShape:
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    return ArenaShape(
-        layers=config.num_hidden_layers,
-        tokens=tokens,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-    )
+    return arena_shape(model, room.tokens), room
 
 
 def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end an answer: whatever generation config, config and tokenizer name."""
+def end_tokens(model: Any, tokenizer: Any, stand_in: ChatTemplate | None = None) -> frozenset[int]:
+    """The ids that end an answer: whatever generation config, config and tokenizer name, and the end of a template of ours."""
     named: set[int] = set()
     for owner in (model.generation_config, model.config, model.config.get_text_config(), tokenizer):
         value = getattr(owner, "eos_token_id", None)
         named.update(value if isinstance(value, list) else [] if value is None else [value])
-    if not tokenizer.chat_template:
-        end = tokenizer.get_vocab().get(LLAMA3_END)
-        named.update([] if end is None else [end])
+    end = tokenizer.get_vocab().get(stand_in.end) if stand_in else None
+    named.update([] if end is None else [end])
     return frozenset(named)
 
 
 def _ready(
-    directory: ModelDirectory, model: Any, tokenizer: Any, runner: Runner, device: DeviceInfo, parameters: int, way: str
+    directory: ModelDirectory,
+    model: Any,
+    tokenizer: Any,
+    ends: frozenset[int],
+    runner: Runner,
+    device: DeviceInfo,
+    parameters: int,
+    way: str,
 ) -> Ready:
     digest = weights_digest(directory)
     dtype = str(model.dtype).removeprefix("torch.")
     template = str(tokenizer.chat_template or "")
     versions = (__version__, torch.__version__, transformers.__version__, type(tokenizer).__name__)
-    ends = str(sorted(end_tokens(model, tokenizer)))
     return Ready(
         context_length=runner.context_length,
         vocabulary=_vocabulary(model),
@@ -296,7 +364,7 @@ def _ready(
         device_memory=device.memory,
         dtype=dtype,
         weights_digest=digest,
-        numerics=numerics_digest(digest, template, ends, dtype, device.device.type, way, *versions),
+        numerics=numerics_digest(digest, template, str(sorted(ends)), dtype, device.device.type, way, *versions),
         architecture=type(model).__name__,
         batching=runner.batching,
     )

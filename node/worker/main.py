@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mesh.messages.worker import ToWorker
-    from node.worker.engine import Engine
     from node.worker.intake import Prepared
     from node.worker.lanes import Lanes
+    from node.worker.serving import Serving
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=16, help="requests computed at the same time, at most")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together; default: what model and memory allow")
     parser.add_argument("--cache-mib", type=int, help="most memory for keys and values; default: half of what is free")
+    parser.add_argument("--adapter", action="append", default=[], type=_adapter, help="NAME=PATH: a LoRA adapter beside it")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores, from five on one less, for the node")
     options = parser.parse_args(arguments)
     for name in ("slots", "context", "cache-mib", "threads"):
@@ -76,7 +77,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
+def _adapter(text: str) -> tuple[str, Path]:
+    name, equals, path = text.rpartition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, Path(path)
+
+
+def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
     # Threads that spin while they wait for each other made steps 4 to 80 times slower when other processes used the cores too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HF_HUB_OFFLINE"] = "1"  # a model is a local directory; nothing here may ask the network
@@ -84,7 +92,8 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
     import torch
 
     from node.worker.device import default_threads
-    from node.worker.loader import Options, load
+    from node.worker.loader import Options
+    from node.worker.opening import open_model
 
     torch.set_num_threads(options.threads or default_threads())
     chosen = Options(
@@ -94,20 +103,21 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Engine:
         slots=options.slots,
         context=options.context,
         cache_mib=options.cache_mib,
+        adapters=dict(options.adapter),
     )
-    engine, ready = load(chosen, connection.send)
+    engine, ready = open_model(chosen, connection.send)
     _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)
     connection.send(ready)
     return engine
 
 
-def _serve(engine: Engine, connection: NodeConnection) -> None:
+def _serve(engine: Serving, connection: NodeConnection) -> None:
     from node.worker.lanes import Lanes
     from node.worker.pulse import Pulse
 
     pulse = Pulse()
     fan_out = FanOut()
-    lanes = Lanes(engine.intake, connection.post, limit=engine.limits.queue)
+    lanes = Lanes(engine.intake, connection.post, limit=engine.queue)
     lanes.start()
     connection.alive = pulse.alive
     while True:
@@ -121,7 +131,7 @@ def _serve(engine: Engine, connection: NodeConnection) -> None:
         pulse.end(engine)
 
 
-def _hear(message: ToWorker | Prepared, engine: Engine, lanes: Lanes, fan_out: FanOut) -> None:
+def _hear(message: ToWorker | Prepared, engine: Serving, lanes: Lanes, fan_out: FanOut) -> None:
     match message:
         case Submit():
             for number, request in fan_out.split(message.number, message.request):
@@ -135,7 +145,7 @@ def _hear(message: ToWorker | Prepared, engine: Engine, lanes: Lanes, fan_out: F
                 engine.take(message)
 
 
-def _abort(number: int, engine: Engine, lanes: Lanes) -> None:
+def _abort(number: int, engine: Serving, lanes: Lanes) -> None:
     if ended := lanes.abort(number):
         engine.take(ended)
     else:

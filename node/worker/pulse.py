@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mesh.messages.worker import Alive, EngineStats
 
 if TYPE_CHECKING:
-    from node.worker.engine import Engine
+    from node.worker.serving import Computing
 
 REFRESH = 0.5
 """Seconds between looks at the counters while the engine is busy."""
@@ -30,7 +30,7 @@ class Pulse:
         """The engine starts on something."""
         self._begun = time.monotonic()
 
-    def end(self, engine: Engine) -> None:
+    def end(self, engine: Computing) -> None:
         """It is through."""
         now = time.monotonic()
         self._begun = None

@@ -99,7 +99,7 @@ class SlotRunner:
         self.arena = Arena(shape, dtype=model.dtype, device=model.device)
         extents = Extents(slab=room.context, slabs=room.slabs)
         self.memory = Memory(extents, RadixCache(start=extents.tokens, pool=room.prefixes), self.arena)
-        self._compute = forward or ModuleForward(model)
+        self.forward: Forward = forward or ModuleForward(model)
         self.device: torch.device = model.device
 
     def run(self, shares: Sequence[Share]) -> Tensor:
@@ -120,7 +120,7 @@ class SlotRunner:
         return logits[: len(completing)]
 
     def _forward(self, tokens: list[int], positions: list[int], step: StepContext, keep: list[int]) -> Tensor:
-        logits = self._compute(self._tensor(tokens), self._tensor(positions), step, self._tensor(keep))
+        logits = self.forward(self._tensor(tokens), self._tensor(positions), step, self._tensor(keep))
         self.windows = step.windows
         return logits
 

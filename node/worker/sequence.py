@@ -28,6 +28,9 @@ class Sequence:
     prompt_length: int
     choice: Choice
     tenant: str = ""
+    """What it computes is shared with sequences of the same one alone."""
+    adapter: int = 0
+    """Whose layers it goes through; 0 is the model as it is."""
     priority: int = 0
     deadline: float = float("inf")
     computed: int = 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-UNSUPPORTED = ("attn_logit_softcapping", "attention_chunk_size", "alibi", "use_alibi", "layer_block_type", "layers_block_type")
+UNSUPPORTED = ("attention_chunk_size", "alibi", "use_alibi", "layer_block_type", "layers_block_type")
 """Configuration keys that, set to anything, mean attention or layers of another kind."""
 PROBE_LENGTH = 24
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}

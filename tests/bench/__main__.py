@@ -21,6 +21,7 @@ import trio
 from rich.progress import track
 
 from tests.bench import registry
+from tests.bench.affinity import affinity
 from tests.bench.link import link
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
@@ -203,6 +204,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "link": lambda _fleet, _http: link(),
     "gateway": through_gateway,
     "engine": demo_engine,
+    "affinity": affinity,
     "endings": lambda fleet, _http: endings(fleet),
 }
 

@@ -110,8 +110,10 @@ class Mesh:
     async def start(self) -> None:
         await self.nursery.start(self.gateway.run)
 
-    async def node(self, *script: Step, models: tuple[str, ...] = ("m",), aliases: tuple[str, ...] = (), state="ready") -> Node:
-        """Add a node and wait until the gateway has a link to it that says so."""
+    async def node(
+        self, *script: Step, models: tuple[str, ...] = ("m",), aliases: tuple[str, ...] = (), state="ready", measure=None
+    ) -> Node:
+        """Add a node and wait until the gateway has a link to it that says so. `measure` tells its metrics."""
         entries = [ModelEntry(id=model, aliases=list(aliases)) for model in models]
         holder: list[Node] = []
 
@@ -122,6 +124,7 @@ class Mesh:
         peer = self._peer("node", f"node-{next(self._numbers)}", list(self.gateway.addresses), Service())
         node = Node(peer, self.network, entries, list(script))
         holder.append(node)
+        peer.measuring.measure = measure
         node.announce(state)
         await self.nursery.start(peer.run)
         await self.until(lambda: self._sees(node, state))

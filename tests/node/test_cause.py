@@ -13,6 +13,12 @@ from node.cause import cause_of_death
             "out of memory (torch.OutOfMemoryError",
         ),
         (["OSError: [Errno 98] Address already in use"], "a port is taken"),
+        (["RuntimeError: CUDA error: an illegal memory access was encountered"], "the GPU failed (RuntimeError: CUDA error"),
+        (["RuntimeError: Found no NVIDIA driver on your system."], "the GPU failed"),
+        (["usage: serve", "serve: error: unrecognized arguments: --gpu"], "it does not take a flag or its value (serve: error"),
+        (["error: invalid choice: 'x'"], "it does not take a flag or its value"),
+        (["ModuleNotFoundError: No module named 'vllm'"], "a package is missing (ModuleNotFoundError"),
+        (["FileNotFoundError: [Errno 2] No such file or directory: 'a.gguf'"], "a file is missing (FileNotFoundError"),
         (["Traceback:", "ValueError: no such layer", "bye"], "exited with code 1: ValueError: no such layer"),
         (["hello", "world"], "exited with code 1: world"),
         ([], "without a word"),
@@ -20,6 +26,11 @@ from node.cause import cause_of_death
 )
 def test_the_cause_is_mined_from_the_last_words(lines: list[str], part: str) -> None:
     assert part in cause_of_death(1, lines)
+
+
+def test_a_taken_port_is_named_before_what_followed_from_it() -> None:
+    lines = ["bind: Address already in use", "FileNotFoundError: No such file or directory: '/tmp/ready'"]
+    assert "a port is taken" in cause_of_death(1, lines)
 
 
 def test_memory_is_named_before_a_later_error() -> None:

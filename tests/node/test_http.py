@@ -154,6 +154,37 @@ async def test_info_has_the_agreed_shape(serve, client) -> None:
     ]
 
 
+async def test_status_has_the_agreed_shape_and_counts_what_was_asked(serve, client) -> None:
+    ports = await serve(MockBackend("a", MockSettings(slots=5)), DownBackend("b"))
+    url = url_of("127.0.0.1", ports.port)
+    assert (await client.post(f"{url}/v1/chat/completions", json=CHAT)).status_code == 200
+    assert (await client.post(f"{url}/v1/chat/completions", json={**CHAT, "model": "c"})).status_code == 404
+    report = (await get(client, ports, "/status")).json()
+    assert (report["total_backends"], report["backends_by_type"]) == (2, {"GPU": 1, "API": 1})
+    assert report["backends_by_status"] == {"healthy": 1, "unhealthy": 1}
+    assert (report["total_requests"], report["total_successful"], report["total_failed"]) == (1, 1, 0)
+    assert report["supported_tasks"] == ["text-embedding", "text-generation"]
+    first, second = report["backends"]
+    assert (first["id"], first["type"], first["status"], first["endpoint"]) == ("a", "GPU", "healthy", url)
+    assert (first["metrics"]["requests"], first["metrics"]["success_rate"], first["metrics"]["models_loaded"]) == (1, 1.0, 1)
+    assert first["metrics"]["avg_latency_ms"] > 0
+    assert first["metrics"]["uptime"] > 0
+    assert (first["models"][0]["max_batch"], first["models"][0]["context_length"]) == (5, 8192)
+    assert (second["status"], second["last_error"], second["restarts"]) == ("unhealthy", "it broke", 4)
+    assert (second["metrics"]["requests"], second["metrics"]["uptime"]) == (0, None)
+
+
+async def test_a_backend_whose_requests_fail_is_degraded(serve, client) -> None:
+    ports = await serve(MockBackend("a", MockSettings(die_after_tokens=1)))
+    for _ in range(3):
+        answer = await client.post(f"{url_of('127.0.0.1', ports.port)}/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 502
+    answer = await get(client, ports, "/health")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    metrics = (await get(client, ports, "/status")).json()["backends"][0]["metrics"]
+    assert (metrics["failed"], metrics["success_rate"]) == (3, 0.0)
+
+
 async def test_stopping_lets_p_finish_and_leaves_p_plus_1(serve, client) -> None:
     ports = await serve(MockBackend("a", MockSettings(first_token_ms=300)))
     answers = []

@@ -123,5 +123,14 @@ async def test_environment_and_directory_are_given(tmp_path) -> None:
     assert list(child.lines) == [f"blue {tmp_path}"]
 
 
+async def test_secrets_are_kept_nowhere() -> None:
+    heard: list[str] = []
+    child = python(
+        "import os; print('with', os.environ['SOME_API_KEY'])", environment={"SOME_API_KEY": "swordfish"}, on_line=heard.append
+    )
+    await child.run()
+    assert list(child.lines) == heard == ["with [hidden]"]
+
+
 def test_the_kernels_count_of_memory_kills_is_a_number() -> None:
     assert oom_kills() >= 0

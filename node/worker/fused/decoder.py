@@ -80,13 +80,17 @@ class Decoder:
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
         """Logits [keep, vocabulary]."""
+        return self._head(self.hidden(tokens, positions, step, keep))
+
+    def hidden(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+        """What the head sees [keep, dim]."""
         rows = functional.embedding(tokens, self._embedding)
         turn = self._turns.at(positions)
         for number, layer in enumerate(self._layers):
             rows = self._attended(number, layer, rows, turn, step)
             normed = self._normed(rows, layer.before_mlp)
             rows = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), rows)
-        return self._head(self._normed(rows[keep], self._norm))
+        return self._normed(rows[keep], self._norm)
 
     def _attended(self, number: int, layer: _Layer, rows: Tensor, turn: tuple[Tensor, Tensor], step: StepContext) -> Tensor:
         heads = self._heads

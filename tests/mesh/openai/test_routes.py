@@ -236,6 +236,17 @@ async def test_two_requests_without_a_seed_get_different_ones(client, service):
     assert service.requests[0].request_id != service.requests[1].request_id
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_seed_that_was_drawn_is_said_and_can_be_sent_back(client, service, stream):
+    async with client() as http:
+        drawn = await http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        seed = int(drawn.headers["x-infermesh-seed"])
+        again = await http.post("/v1/chat/completions", json={**CHAT, "stream": stream, "seed": seed})
+    assert [request.seed for request in service.requests] == [seed, seed]
+    assert seed < 2**53
+    assert "x-infermesh-seed" not in again.headers
+
+
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
 async def test_a_client_may_want_an_error_rather_than_another_node(client, service, path):
     body = {"model": "m", "prompt": "once"} if path == "completions" else CHAT

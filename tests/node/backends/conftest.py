@@ -4,11 +4,13 @@ import pytest
 
 from mesh.messages.inference import InferenceRequest
 from node.backends.torch import TorchSettings
+from node.liveness import Patience
 from node.supervisor import RestartPolicy
 
+FOR_EVER = Patience(least=1000, silence=1000, circles=1000, loading=1000)
 # A worker without an engine: it speaks the worker's protocol, and the model name in its path tells it how to behave.
 WORKER = r"""
-import argparse, os, socket, sys, time
+import argparse, os, socket, sys, threading, time
 import msgspec
 from mesh.framing import FrameReader, frame
 from mesh.messages.inference import Accepted, Delta, Done, Fail, Performance, Usage
@@ -25,8 +27,10 @@ connection = socket.socket(fileno=options.socket_fd)
 encoder, decoder, reader = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[ToWorker]), FrameReader()
 log = open(os.path.join(os.path.dirname(options.model), "log"), "a", buffering=1)
 
+turn = threading.Lock()
 def send(*messages):
-    connection.sendall(frame(encoder.encode(messages)))
+    with turn:
+        connection.sendall(frame(encoder.encode(messages)))
 
 steps = 0
 def step(*events):
@@ -35,7 +39,7 @@ def step(*events):
     send(Step(EngineLoad(steps, len(running), 0, 4, 100.0, 10.0), list(events)))
 
 running = {}
-log.write(f"start {os.getpid()}\n")
+log.write(f"start {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
 send(Loading(0, 2, "weights"), Loading(2, 2, "weights"))
 if behaviour == "refuse":
     send(Refusal("it has no tokenizer; add tokenizer.json"))
@@ -52,6 +56,12 @@ send(Ready(context_length=options.context or 128, vocabulary=64, parameters=1000
     device_name="test", device_memory=1, dtype="float32", weights_digest="digest", numerics="numerics", architecture="None"))
 if behaviour == "wedged":
     send(Alive(step=7, running=1, waiting=0, busy_seconds=4.5, stats=EngineStats(total_requests=3)))
+def speak():
+    while True:
+        send(Alive(step=steps, running=len(running), waiting=0, busy_seconds=1.0 if running else 0.0, stats=EngineStats()))
+        time.sleep(0.2)
+if behaviour == "speaks":
+    threading.Thread(target=speak, daemon=True).start()
 if behaviour == "deaf":
     time.sleep(100)
 
@@ -93,7 +103,7 @@ def worker_settings(tmp_path):
     script.write_text(WORKER)
 
     def make(behaviour: str = "well", **options) -> TorchSettings:
-        defaults = {"program": [sys.executable, str(script)], "restarts": RestartPolicy(delay=0.1)}
+        defaults = {"program": [sys.executable, str(script)], "restarts": RestartPolicy(delay=0.1), "patience": FOR_EVER}
         return TorchSettings(**{"model": "m", "path": tmp_path / behaviour, **defaults, **options})
 
     return make

@@ -1,10 +1,14 @@
+import math
+
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from mesh.errors import BackendFailed, BadRequest, Busy
 from mesh.messages.inference import Accepted, Delta, Done, Grammar
-from node.backends.mock import WORDS, MockBackend, MockSettings, fingerprint, parse_mock, prompt_text, token_at
+from mesh.vectors import pack, unpack
+from node.backends.mock import WORDS, MockBackend, MockSettings, embedding, fingerprint, parse_mock, prompt_text, token_at
 
 
 @pytest.fixture
@@ -192,12 +196,6 @@ async def test_faults_happen_as_asked(start, ask) -> None:
         await (await start(busy=True)).infer(ask(), events.append)
 
 
-async def test_it_says_that_it_makes_no_embeddings(start, ask) -> None:
-    with pytest.raises(BadRequest) as caught:
-        await (await start()).infer(ask(task="embedding"), lambda event: None)
-    assert caught.value.code == "unsupported_task"
-
-
 async def test_several_answers_have_seeds_of_their_own(start, ask) -> None:
     backend = await start(length=5)
     events: list = []
@@ -260,3 +258,32 @@ def test_models_and_knobs_are_read_from_one_line() -> None:
 def test_a_bad_line_says_why(args: str) -> None:
     with pytest.raises(ValueError, match="mock"):
         parse_mock(args)
+
+
+async def test_a_vector_depends_on_the_text_only(start, ask) -> None:
+    requests = [
+        msgspec.structs.replace(ask(), task="embedding", inputs=inputs)
+        for inputs in (["hello there", "hallo"], ["hello there", [1, 2]])
+    ]
+    (_, one), (_, other) = [await answer(await start(), request) for request in requests]
+    assert one.embeddings[0] == other.embeddings[0] != one.embeddings[1]
+    assert other.embeddings[1] == pack(embedding(f"{WORDS[1]} {WORDS[2]}"))
+    assert all(math.hypot(*unpack(vector)) == pytest.approx(1) for vector in one.embeddings)
+    assert (one.usage.prompt_tokens, one.usage.completion_tokens) == (3, 0)
+
+
+async def test_a_shorter_vector_has_unit_length_too(start, ask) -> None:
+    request = msgspec.structs.replace(ask(), task="embedding", inputs=["a"], dimensions=8)
+    _, done = await answer(await start(), request)
+    assert len(unpack(done.embeddings[0])) == 8
+    assert math.hypot(*unpack(done.embeddings[0])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"), [({"inputs": ["a"], "dimensions": 65}, "dimensions"), ({"inputs": ["a", "a b c d"]}, "input")]
+)
+async def test_vectors_that_it_cannot_make_are_refused(start, ask, fields, param) -> None:
+    backend = await start(context_length=3)
+    with pytest.raises(BadRequest) as caught:
+        await backend.infer(msgspec.structs.replace(ask(), task="embedding", **fields), lambda _: None)
+    assert caught.value.param == param

@@ -82,9 +82,15 @@ class Driver:
 
     def submit(self, **fields: Any) -> int:
         number, self._next = self._next, self._next + 1
-        fields = {"task": "completion" if "prompt" in fields else "chat", "max_tokens": 24, "temperature": 0.0, **fields}
+        fields = {
+            "task": "completion" if "prompt" in fields else "chat",
+            "max_tokens": 24,
+            "temperature": 0.0,
+            "model": "m",
+            **fields,
+        }
         self.outcomes[number] = Outcome([], prior=sum(map(len, fields.get("prior", []))))
-        self.engine.submit(number, InferenceRequest(request_id=f"r{number}", model="m", **fields))
+        self.engine.submit(number, InferenceRequest(request_id=f"r{number}", **fields))
         return number
 
     def step(self) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from mesh.errors import BadRequest
 from mesh.messages.inference import InferenceRequest
 from node.worker.chat import Prompts
+from node.worker.templates import LLAMA3
 
 
 def request(**fields: Any) -> InferenceRequest:
@@ -38,8 +39,8 @@ def test_the_clock_is_the_requests(tokenizer: Any) -> None:
     assert chat(dated, "x", created=1_000_000_000) == "09 Sep 2001 01 x"
 
 
-def test_a_model_without_a_template_gets_llama_3s_layout(tokenizer: Any) -> None:
-    text = chat(with_template(tokenizer, None), "Hi")
+def test_llama_3s_layout(tokenizer: Any) -> None:
+    text = chat(with_template(tokenizer, LLAMA3.text), "Hi")
     assert text == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -16,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ KINDS: dict[str, Any] = {
     "qwen3": lambda ids: Qwen3ForCausalLM(Qwen3Config(**SIZES, **ids, head_dim=16)),
     "mistral": lambda ids: MistralForCausalLM(MistralConfig(**SIZES, **ids, sliding_window=None)),
     "mistral-window": lambda ids: MistralForCausalLM(MistralConfig(**SIZES, **ids, sliding_window=12)),
-    "gemma2": lambda ids: Gemma2ForCausalLM(
-        Gemma2Config(**SIZES, **ids, head_dim=16, sliding_window=16, attn_logit_softcapping=5.0)
-    ),
+    # Its attention cannot be replaced.
+    "stablelm": lambda ids: StableLmForCausalLM(StableLmConfig(**SIZES, **ids)),
 }
 
 

@@ -1,0 +1,1 @@
+"""Embeddings: from a model directory to vectors, beside the engine or instead of it."""

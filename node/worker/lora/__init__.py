@@ -1,0 +1,1 @@
+"""LoRA adapters beside the model that they were made for."""
