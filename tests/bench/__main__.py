@@ -2,6 +2,7 @@
 
 `python -m tests.bench link` measures only the parts that it names, and writes nothing. `overload`, `disconnect` and `routing`
 have a short form, for trying out: `python -m tests.bench --short overload`.
+`python -m tests.bench engine-peers` compares the engine with others, which takes many minutes: see `tests.bench.engine`.
 
 Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
 """
@@ -238,6 +239,10 @@ async def measure(parts: Sequence[str], *, short: bool = False) -> list[Figure]:
 
 
 def main(words: Sequence[str]) -> int:
+    if words and words[0] == "engine-peers":
+        from tests.bench import engine  # needs torch, which nothing else here does
+
+        return engine.main(words[1:])
     asked = [word for word in words if word != "--short"]
     unknown = [part for part in asked if part not in PARTS]
     if unknown:
