@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 from gateway import report
-from gateway.admission import Admission
+from gateway.admission import Admission, AdmissionLimits
+from gateway.capacity import Capacity
 from gateway.dispatch import Dispatch, DispatchLimits
 from gateway.metrics import MetricsRoutes
 from gateway.registry_view.foreign import ForeignServices
@@ -15,6 +18,8 @@ from gateway.registry_view.view import View
 from gateway.routing.demand import asked_demand
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.router import Router as NodeRouter
+from gateway.streams.pick_up import Streams
+from gateway.streams.routes import StreamRoutes
 from gateway.topics import Topics
 from gateway.websocket import Session
 from mesh.errors import BadRequest
@@ -27,11 +32,10 @@ if TYPE_CHECKING:
     from mesh.registry import Registry
 
 MAX_CLIENT_ID = 128
-MAX_REQUESTS = 1024
 
 
 class Gateway:
-    """Everything behind the HTTP port of one gateway. `run` must be running for the topics to be told."""
+    """Everything behind the HTTP port of one gateway. `run` must run: it tells the topics, and notices nodes that hang."""
 
     def __init__(
         self,
@@ -41,15 +45,16 @@ class Gateway:
         keys: Keys | None = None,
         strategy: str = DEFAULT_POLICY,
         limits: DispatchLimits | None = None,
-        max_requests: int = MAX_REQUESTS,
+        admission: AdmissionLimits | None = None,
         measuring: Measuring | None = None,
     ) -> None:
         """Raises Misconfigured when there is no strategy of that name. Without `keys`, nobody is asked for one."""
         self.registry = registry
         self._keys = keys
         self.dispatch = Dispatch(NodeRouter(registry, strategy=strategy), limits=limits)
-        self.service = Admission(self.dispatch, limit=max_requests)
+        self.service = Admission(self.dispatch, Capacity(self.dispatch.router, self.dispatch.models), limits=admission)
         self.topics = Topics(self.dispatch)
+        self.streams = Streams(self.dispatch)
         self._measuring = measuring or Measuring()
         self.foreign = foreign or ForeignServices()
         self.router = GuardedRouter(registry)
@@ -68,10 +73,13 @@ class Gateway:
 
     async def run(self) -> None:
         """What goes on beside the requests. Runs until cancelled."""
-        await self.topics.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.topics.run)
+            nursery.start_soon(self.dispatch.stalls.run)
 
     def _mount(self) -> None:
         OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)
+        StreamRoutes(self.streams, lambda request: request.tenant).mount(self.router)
         services = RegistryRoutes(View(self.dispatch, self.foreign), self.foreign, may_write=self.may_administer)
         services.mount(self.router)
         services.mount(self.registry_router)
@@ -87,7 +95,7 @@ class Gateway:
         return Response.json(found, 200 if found["ready"] else 503)
 
     async def _status(self, _request: Request) -> Response:
-        return Response.json(report.status(self.dispatch))
+        return Response.json({**report.status(self.dispatch), "admission": self.service.report()})
 
     async def _route(self, request: Request) -> Response:
         model = request.query.get("model")
@@ -105,6 +113,9 @@ class Gateway:
             raise BadRequest(f"a client id has at most {MAX_CLIENT_ID} characters", code="invalid_client_id")
 
         async def handle(socket: WebSocket) -> None:
-            await Session(socket, client_id, service=self.service, topics=self.topics, tenant=request.tenant).run()
+            session = Session(
+                socket, client_id, service=self.service, topics=self.topics, streams=self.streams, tenant=request.tenant
+            )
+            await session.run()
 
         return WebSocketResponse(handle)

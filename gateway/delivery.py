@@ -1,11 +1,13 @@
 """One request's answer on its way to the client: what it has got, and where another node would have to go on.
 
 1. The client sees at most one `Accepted`: it is held back until the first `Delta` or `Done`, so that it names the node that won.
-2. The client sees each token once, in order: an event that leaves a gap, or says a token again, is not passed on.
+2. The client sees each token once, in order: an event that leaves a gap, says a token again, belongs to no choice that was asked
+   for or comes after the last token that the request allows, is not passed on.
 3. Another node may go on behind the tokens in `given`, or start over while the client has seen nothing. An answer that is taken
    in one piece is held back until its `Done`, so that the client has seen nothing of it. One that grows over `MAX_HELD` events or
    `MAX_HELD_CHARACTERS` is not held any longer.
 4. Going on is exact when all nodes of the answer compute alike: equal `numerics`.
+5. `keeper` is the node that works on it, if it keeps what it gives out: on another link to it the same work goes on.
 """
 
 from __future__ import annotations
@@ -15,18 +17,26 @@ from array import array
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
+from gateway.course import Course
+from gateway.nonsense import MOST_TOKENS
+from gateway.streams.token import ResumeToken
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta
 from mesh.service import room
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from mesh.identity import PeerId
     from mesh.messages.inference import Accepted, Done, Event, InferenceRequest
     from mesh.service import Emit
 
 MAX_HELD = 16_384
 MAX_HELD_CHARACTERS = 1024 * 1024
+MOST_PIECES_OF_A_TOKEN = 16
+"""A service that knows no tokens may give a token in pieces: the bytes of its text, say."""
 MAX_GIVEN = 262_144
 """Tokens of one answer that are kept to go on behind them: 1 MiB. Longer answers are not resumed."""
 
@@ -34,18 +44,31 @@ MAX_GIVEN = 262_144
 class Delivery:
     """What the client has got so far."""
 
-    def __init__(self, emit: Emit, *, streamed: bool = True, resumable: bool = True) -> None:
-        """`resumable`: the client wants another node to go on rather than an error."""
+    def __init__(self, emit: Emit, *, streamed: bool = True, resumable: bool = True, keep: bytes = b"", choices: int = 1) -> None:
+        """`resumable`: the client wants another node to go on rather than an error; `keep` as in the request."""
         self._emit = emit
+        self._choices = choices
+        self.course = Course()
+        self.begun_at: float | None = None
+        """When the client was first told of a node."""
+        self.most = MOST_TOKENS
+        """Tokens that a choice can have."""
+        self._pieces = 0
+        """Of text without tokens."""
         self._streamed = streamed
         self._resumable = resumable
+        self._keep_secret = keep
+        self._told = False
         self._held: list[Event] = []
         self._characters = 0
         self.deadline = math.inf
         self.attempts = 0
         self.resumes = 0
+        self.stalls = 0
+        """Nodes that were given up because they did nothing."""
         self.exact = True
         self.node: PeerId | None = None
+        self.keeper: PeerId | None = None
         self.numerics = ""
         """Of the nodes that answered so far; empty: not known."""
         self.done: Done | None = None
@@ -56,6 +79,11 @@ class Delivery:
     def tokens(self) -> int:
         """Generated so far, over all choices."""
         return sum(map(len, self.given.values()))
+
+    @property
+    def most_in_all(self) -> int:
+        """Tokens that all choices together can have."""
+        return self.most * self._choices
 
     @property
     def started(self) -> bool:
@@ -79,21 +107,56 @@ class Delivery:
 
     def start(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
         """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten."""
-        self.node, self.numerics = node, numerics
+        self.numerics = numerics
+        self.begun_at = self.begun_at or trio.current_time()
         self.given.clear()
         self._complete.clear()
         self._held.clear()
         self._characters = 0
-        self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts, numerics=numerics))
+        self._told = False
+        self._tell(node, accepted)
 
-    def resume(self, node: PeerId, numerics: str) -> None:
+    def resume(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
         """`node` goes on behind what was given."""
         self.exact = self.exact and bool(numerics) and numerics == self.numerics
-        self.node = node
         self.resumes += 1
+        self._tell(node, accepted)
+
+    def pick_up(self, prior: Sequence[Sequence[int]], ended: Iterable[int], keeper: PeerId, numerics: str) -> None:
+        """Another gateway gave the tokens of `prior`, and `keeper` has what follows. `ended` are the complete choices."""
+        self.given = {choice: array("I", ids) for choice, ids in enumerate(prior)}
+        self._complete = set(ended)
+        self.keeper, self.numerics = keeper, numerics
+
+    def go_on(self, node: PeerId, accepted: Accepted) -> None:
+        """`node` goes on with its own work, on another link."""
+        self._tell(node, accepted)
+
+    def accept(self, node: PeerId, accepted: Accepted) -> None:
+        """`node` works on it, and may have given nothing yet."""
+        self.keeper = node if accepted.kept and self._keep_secret else None
+
+    def _tell(self, node: PeerId, accepted: Accepted) -> None:
+        self.node = node
+        if self._told:
+            return
+        self._told = True
+        token = str(ResumeToken.of(node, self._keep_secret)) if self.keeper == node else ""
+        self.emit(
+            msgspec.structs.replace(accepted, node=node, attempts=self.attempts, numerics=self.numerics, resume_token=token)
+        )
+
+    def check(self, first: Delta, *, anew: bool) -> None:
+        """Called with the first output of a node, before the client is told of the node. Raises BackendFailed for nonsense."""
+        self._check_choice(first)
+        if first.token_ids:
+            given = () if anew else self.given.get(first.choice, ())
+            self._check_place(first, len(given))
+            _as_tokens(first.token_ids)
 
     def take(self, delta: Delta) -> None:
         """Pass new output on. Raises BackendFailed when it does not begin where the last one ended."""
+        self._check_choice(delta)
         if delta.choice in self._complete:
             # Who goes on with several choices says again how the complete ones ended.
             return
@@ -104,6 +167,9 @@ class Delivery:
         elif delta.text or delta.reasoning or delta.tool_calls:
             # Text without tokens cannot be told from text that another node would say again.
             self._resumable = False
+            self._pieces += 1
+            if self._pieces > MOST_PIECES_OF_A_TOKEN * self.most_in_all:
+                raise BackendFailed("the node goes on behind the last token that the request allows", code="too_many_tokens")
         self.emit(delta)
 
     def finish(self, done: Done) -> None:
@@ -132,9 +198,22 @@ class Delivery:
         given = self.given.get(delta.choice)
         if given is None:
             given = self.given[delta.choice] = array("I")
-        if delta.offset != len(given):
-            raise BackendFailed(f"the node gave token {delta.offset} where {len(given)} was due", code="bad_tokens")
-        try:
-            given.extend(delta.token_ids)
-        except (OverflowError, TypeError) as error:
-            raise BackendFailed("the node gave a token id that is none", code="bad_tokens") from error
+        self._check_place(delta, len(given))
+        given.extend(_as_tokens(delta.token_ids))
+
+    def _check_choice(self, delta: Delta) -> None:
+        if not 0 <= delta.choice < self._choices:
+            raise BackendFailed(f"the node answered for choice {delta.choice} of {self._choices}", code="bad_tokens")
+
+    def _check_place(self, delta: Delta, due: int) -> None:
+        if delta.offset != due:
+            raise BackendFailed(f"the node gave token {delta.offset} where {due} was due", code="bad_tokens")
+        if due + len(delta.token_ids) > self.most:
+            raise BackendFailed("the node goes on behind the last token that the request allows", code="too_many_tokens")
+
+
+def _as_tokens(ids: list[int]) -> array[int]:
+    try:
+        return array("I", ids)
+    except (OverflowError, TypeError) as error:
+        raise BackendFailed("the node gave a token id that is none", code="bad_tokens") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from gateway.admission import AdmissionLimits
 from gateway.app import Gateway
 from gateway.config import GatewayConfig, check_binding
 from gateway.dispatch import DispatchLimits
@@ -41,7 +42,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         keys=Keys.read(config.api_keys) if config.api_keys else None,
         strategy=config.strategy,
         limits=_limits(config),
-        max_requests=config.max_requests,
+        admission=_admission(config),
         measuring=peer.measuring,
     )
     gateway.dispatch.models.missing = peer.seek
@@ -100,6 +101,8 @@ def _limits(config: GatewayConfig) -> DispatchLimits:
     return DispatchLimits(
         max_failures=config.max_failures,
         queue_wait=config.queue_wait,
+        loading_wait=config.loading_wait,
+        hedge=config.hedge,
         first_token=config.first_token_timeout,
         stall=config.stall_timeout,
         total=config.request_timeout,
@@ -108,6 +111,15 @@ def _limits(config: GatewayConfig) -> DispatchLimits:
 
 def _has_shown_a_key(_: Request) -> None:
     """Whoever gets as far as a route of a gateway with keys has shown one."""
+
+
+def _admission(config: GatewayConfig) -> AdmissionLimits:
+    return AdmissionLimits(
+        requests=config.max_requests,
+        waiting=config.max_waiting,
+        tenant_waiting=config.max_tenant_waiting,
+        wait=config.max_wait,
+    )
 
 
 def _url(host: str, port: int) -> str:
