@@ -21,6 +21,7 @@ from mesh.network import network_peer
 from node.backends.build import build, build_found
 from node.hardware import discover
 from node.http import url_of
+from node.keeping import Keeper
 from node.leftovers import FILE, Leftovers
 from node.metrics import Meter
 from node.multiplexer.control import orders_of
@@ -64,6 +65,7 @@ class Node:
         self._backends = [backend for each in built for backend in each.backends]
         self._progress = progress
         self._service = NodeService(self._backends)
+        self._keeper = Keeper(self._service)
         self._outlets = Outlets(built, self._service, keys=Keys.read(config.api_keys) if config.api_keys else None)
         self._leftovers = Leftovers(program.state_dir / FILE)
 
@@ -72,6 +74,7 @@ class Node:
         config, program = self._config, self._program
         await self._leftovers.end()
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._keeper.run)
             await self._outlets.open(nursery, name=program.name, host=config.host)
             peer = await self._peer()
             self._outlets.tell_network(peer.nat.report)
@@ -91,7 +94,7 @@ class Node:
 
     async def _peer(self) -> Peer:
         hardware = await discover(self._config.device)
-        return network_peer(self._program, self._config, self._service, hardware=hardware, ports=self._outlets.ports)
+        return network_peer(self._program, self._config, self._keeper, hardware=hardware, ports=self._outlets.ports)
 
     async def _start(self, nursery: trio.Nursery, peer: Peer) -> None:
         """Join the mesh and load the models at the same time; return when all of it has settled."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ class Activity:
     def __init__(self) -> None:
         self.in_flight = 0
         self.steps = 0
+        self.heard = -math.inf
+        """When the last event came, on trio's clock."""
         self._held = 0
         self._progress = 0.0
 
@@ -48,7 +51,7 @@ class Activity:
     def _watched(self, emit: Emit) -> Emit:
         def counted(event: Event) -> None:
             self.steps += 1
-            self._progress = trio.current_time()
+            self._progress = self.heard = trio.current_time()
             emit(event)
 
         async def wait_for_reader() -> None:

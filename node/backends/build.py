@@ -118,7 +118,7 @@ def _made(config: NodeConfig, unit: Unit, on_loading: OnLoading | None = None, *
             return _mocks(unit.settings)
         case "openai":
             url = _url(unit.settings, OPENAI_URL)
-            return [RemoteBackend(unit, OpenAIServer(url, _client(unit.settings, url)))]
+            return [RemoteBackend(unit, OpenAIServer(url, _client(unit.settings, url), unit.settings.tasks))]
         case "anthropic":
             return [_anthropic(unit)]
         case "cli":
@@ -126,7 +126,7 @@ def _made(config: NodeConfig, unit: Unit, on_loading: OnLoading | None = None, *
             return [CliBackend(unit)]
         case _:
             url = _url(unit.settings, url_of(unit.host, unit.port))
-            return [ProgramBackend(unit, OpenAIServer(url, _client(unit.settings, url)))]
+            return [ProgramBackend(unit, OpenAIServer(url, _client(unit.settings, url), unit.settings.tasks))]
 
 
 def _with_port(unit: Unit) -> Unit:

@@ -2,7 +2,8 @@
 
 1. It listens at P. When something else has that port, it is not started: a stranger's answers must not pass for its own.
 2. Ready is `ServedBackend.look` within `start_timeout`; what never answers is ended and started anew.
-3. Alive is not enough: silence for `progress_timeout`, of its list or of all requests that wait for it, ends it as hung.
+3. Alive is not enough: silence for `progress_timeout`, of its list and all requests, or of all requests that wait for it, ends it
+   as hung. One that can do but one thing at a time is not silent while it answers somebody.
 4. Asleep, the program does not run; vLLM goes to sleep itself and keeps its weights in the host's memory. A wake is done when the
    model has said a token.
 """
@@ -219,7 +220,8 @@ class ProgramBackend(ServedBackend):
                 continue
             if self.activity.stalled > limit:
                 return f"hung: no progress for {limit:g} s with {self.activity.in_flight} requests under way"
-            if await self._hear(self.listen, min(LOOK_SECONDS, limit)) is not None and trio.current_time() - self._heard > limit:
+            await self._hear(self.listen, min(LOOK_SECONDS, limit))
+            if trio.current_time() - max(self._heard, self.activity.heard) > limit:
                 return f"hung: alive, but it answered nothing for {limit:g} s"
 
     async def _hear(self, ask: Callable[[], Awaitable[None]], limit: float) -> str | None:

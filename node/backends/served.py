@@ -116,18 +116,9 @@ class ServedBackend(Backend):
                 raise
 
     async def prove(self) -> None:
-        """Have the first model say one token. No time limit of its own. Raises MeshError when it does not."""
+        """Have the first model say one token, or make one vector. No time limit of its own. Raises MeshError when it does not."""
         model = self._upstream(self.entry.id)
-        task = "chat" if "chat" in self._server.tasks else "completion"
-        request = InferenceRequest(
-            request_id=f"look-{time.monotonic_ns()}",
-            model=model,
-            task="chat" if task == "chat" else "completion",
-            messages=[{"role": "user", "content": "Hi"}] if task == "chat" else None,
-            prompt=None if task == "chat" else "Hi",
-            max_tokens=1,
-        )
-        await self._server.infer(request, _nothing)
+        await self._server.infer(_smallest(self._server.tasks, model), _nothing)
 
     def _upstream(self, model: str) -> str:
         settings = self._unit.settings
@@ -156,6 +147,16 @@ class ServedBackend(Backend):
         if self.state == "asleep":
             return Unavailable(f"{self._unit.id} is asleep on this node; wake it", code="model_asleep", retry_after=2)
         return Unavailable(f"{self._unit.id} is still loading on this node; try again", code="model_loading", retry_after=2)
+
+
+def _smallest(tasks: Sequence[str], model: str) -> InferenceRequest:
+    """The least that a model can be asked for."""
+    name = f"look-{time.monotonic_ns()}"
+    if "chat" in tasks:
+        return InferenceRequest(request_id=name, model=model, messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
+    if "completion" in tasks:
+        return InferenceRequest(request_id=name, model=model, task="completion", prompt="Hi", max_tokens=1)
+    return InferenceRequest(request_id=name, model=model, task="embedding", inputs=["Hi"])
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -12,6 +12,8 @@ from mesh.errors import BadRequest
 from mesh.openai.remote.client import refused_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mesh.messages.inference import InferenceRequest
     from mesh.openai.remote.client import RemoteClient, RemoteModel
     from mesh.service import Emit
@@ -45,10 +47,10 @@ class OpenAIServer:
 
     protocol = "openai"
 
-    def __init__(self, url: str, client: RemoteClient) -> None:
-        """`url` with or without the final `/v1`."""
+    def __init__(self, url: str, client: RemoteClient, tasks: Sequence[str] = ()) -> None:
+        """`url` with or without the final `/v1`; no `tasks` are chat and completion."""
         self.url = url.rstrip("/").removesuffix("/v1")
-        self.tasks = ["chat", "completion"]
+        self.tasks = list(tasks) or ["chat", "completion"]
         self._client = client
         self._avoid: set[str] = set()
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _COMMON = frozenset({"type", "id", "models", "aliases", "context_length", "weight", "port"})
 _RESTARTS = frozenset({"max_restarts", "restart_delay"})
 _PROCESS = frozenset({"args", "work_dir", "env", "grace"})
-_ANSWERS = frozenset({"upstream_model", "progress_timeout", "max_requests", "api_key_env", "api_key_file"})
+_ANSWERS = frozenset({"upstream_model", "tasks", "progress_timeout", "max_requests", "api_key_env", "api_key_file"})
 _CHILD = _COMMON | _RESTARTS | _PROCESS | _ANSWERS | {"command", "start_timeout"}
 
 TYPES: Mapping[str, frozenset[str]] = {
@@ -33,7 +33,7 @@ TYPES: Mapping[str, frozenset[str]] = {
     "infinilm": _CHILD | {"path", "model", "model_path"},
     "infinilm-rust": _CHILD | {"path", "config_file"},
     "openai": _COMMON | _ANSWERS | {"url"},
-    "anthropic": _COMMON | _ANSWERS | {"url"},
+    "anthropic": _COMMON | (_ANSWERS - {"tasks"}) | {"url"},
     "cli": _COMMON | _PROCESS | {"command", "request_timeout", "max_output", "max_requests"},
 }
 """By type, in lower case, the keys that it has a use for."""
@@ -72,6 +72,10 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
             help="What the server itself calls the only model; it is then asked for a token, not for its list, to see it ready."
         ),
     ] = ""
+    tasks: Annotated[
+        list[Literal["chat", "completion", "embedding"]],
+        Option(help="What its models can do.", metavar="TASK", default_help="chat and completion"),
+    ] = []
     command: Annotated[
         str,
         Option(

@@ -21,6 +21,7 @@ import trio
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, NotFound, TimedOut, Unavailable
 from mesh.messages.inference import Accepted
 from mesh.openai.remote.answer import Answer, error_text
+from mesh.openai.remote.embeddings import embeddings_body, embeddings_done
 from mesh.openai.remote.pieces import estimated_tokens
 from mesh.openai.remote.wishes import check_wishes, wishes_of
 from mesh.openai.types import CHAT_DEFAULTS, COMPLETION_DEFAULTS
@@ -40,6 +41,8 @@ LINGER_SECONDS = 0.5
 MAX_MODELS_BODY = 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
 MAX_REPLY = 8 * 1024 * 1024
+MAX_VECTORS = 16 * 1024 * 1024
+"""Embeddings as text; what they are as numbers is bounded apart."""
 MAX_CONNECTIONS = 1024
 VIA = "x-infermesh-via"
 """Names the gateway that a request comes through, so that a mesh that was registered with itself is found out."""
@@ -98,6 +101,9 @@ class RemoteClient:
 
     async def infer(self, base: str, request: InferenceRequest, emit: Emit, *, avoid: Collection[str] = ()) -> None:
         """Run one request on the server at `base`, which does not understand the names in `avoid`. Raises MeshError."""
+        if request.task == "embedding":
+            await self._embed(base, request, emit)
+            return
         check_wishes(request)
         await self.exchange(base + _path(request), body_of(request, avoid=avoid), Answer(request, emit), emit)
 
@@ -112,6 +118,15 @@ class RemoteClient:
             else:
                 await _follow(response, answer, emit)
         answer.end()
+
+    async def _embed(self, base: str, request: InferenceRequest, emit: Emit) -> None:
+        began = trio.current_time()
+        async with self._post(f"{base}/v1/embeddings", embeddings_body(request)) as response:
+            if response.status_code != 200:
+                raise self._refusal(response, await _read(response, MAX_ERROR_BODY, cut=True))
+            emit(Accepted(running=1))
+            body = await _read(response, MAX_VECTORS)
+        emit(embeddings_done(request, body, seconds=trio.current_time() - began))
 
     async def models(self, base: str) -> list[RemoteModel]:
         """What the server serves: `/v1/models`, else `/models`. No limit of time of its own. Raises MeshError."""
@@ -209,11 +224,7 @@ async def _pour(response: httpx2.Response, take: Callable[[bytes], bool], emit: 
 
 
 def _path(request: InferenceRequest) -> str:
-    try:
-        return _PATHS[request.task]
-    except KeyError:
-        message = f"{request.model!r} is served over OpenAI's API, by which {' and '.join(_PATHS)} can be had only"
-        raise BadRequest(message, code="unsupported_task") from None
+    return _PATHS[request.task]
 
 
 AVOIDABLE = ("top_k", "max_tokens", "temperature", "top_p", "seed", "stream_options")

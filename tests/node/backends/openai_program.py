@@ -1,7 +1,8 @@
 """A program that speaks OpenAI's API, without imports that take long: `python openai_program.py PORT [HOW]...`.
 
 HOW: `crash` ends at once, `mute` never answers, `deaf` ignores SIGTERM, `late` lists no model for a while, `unlisted` lists none
-ever, `stuck` answers its list but no request after the first, `sleepy` knows /sleep and /wake_up.
+ever, `single` does one thing at a time and takes 2 s for an answer, `stuck` answers its list but no request after the first,
+`sleepy` knows /sleep and /wake_up.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 port, how = int(sys.argv[1]), sys.argv[2:]
 began = time.monotonic()
@@ -42,8 +43,19 @@ class Handler(BaseHTTPRequestHandler):
         said = [os.environ.get("SAYS", f"pid {os.getpid()}"), " ", request["model"]]
         chunks = [{"choices": [{"delta": {"content": text}}]} for text in said]
         chunks += [{"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 3}}]
+        if "single" in how:
+            self.trickle(chunks)
+            return
         data = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
         self.answer(data.encode(), "text/event-stream")
+
+    def trickle(self, chunks):
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for chunk in chunks:
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            time.sleep(0.5)
 
     def answer(self, body, kind="application/json"):
         self.send_response(200)
@@ -60,5 +72,8 @@ if "crash" in how:
     sys.exit("RuntimeError: this one crashes")
 if "deaf" in how:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "single" in how:
+    Handler.protocol_version = "HTTP/1.0"
 ThreadingHTTPServer.daemon_threads = True
-ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+Server = HTTPServer if "single" in how else ThreadingHTTPServer
+Server(("127.0.0.1", port), Handler).serve_forever()

@@ -87,6 +87,14 @@ async def test_one_that_answers_nothing_any_more_is_replaced(nursery):
     assert not psutil.pid_exists(first)
 
 
+async def test_one_that_does_one_thing_at_a_time_is_not_hung_while_it_answers(nursery):
+    backend = made("single", progress_timeout=1.5, env={"SAYS": "slowly"})
+    await nursery.start(backend.run)
+    pid = backend.status().pid
+    assert await say(backend) == "slowly far"
+    assert (backend.state, backend.status().pid) == ("ready", pid)
+
+
 async def test_one_whose_requests_get_no_answer_is_replaced_although_it_lists_its_models(nursery):
     backend = made("stuck", progress_timeout=0.6)
     await nursery.start(backend.run)

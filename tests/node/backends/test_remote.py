@@ -20,7 +20,7 @@ from tests.openai_server import Server
 
 def backend_at(url: str, **settings) -> RemoteBackend:
     unit = Unit(settings=BackendSettings(type="openai", **settings), id="far", check_interval=0.1)
-    return RemoteBackend(unit, OpenAIServer(url + "/v1", RemoteClient()))
+    return RemoteBackend(unit, OpenAIServer(url + "/v1", RemoteClient(), unit.settings.tasks))
 
 
 @pytest.fixture
@@ -148,3 +148,20 @@ async def test_a_task_that_it_cannot_do_is_refused(server, nursery):
     with pytest.raises(BadRequest) as caught:
         await backend.infer(InferenceRequest(request_id="r", model="a", task="embedding", inputs=["x"]), lambda _: None)
     assert caught.value.code == "unsupported_task"
+
+
+async def test_a_server_of_embeddings_is_ready_when_it_makes_one(nursery):
+    async def embed(asked):
+        body = json.loads(asked.body)
+        return Response.json({"data": [{"index": index, "embedding": [1.0]} for index, _ in enumerate(body["input"])]})
+
+    router = Router()
+    router.add("POST", "/v1/embeddings", embed)
+    port = await nursery.start(partial(serve, router, "127.0.0.1", 0))
+    backend = backend_at(f"http://127.0.0.1:{port}", models=["near"], upstream_model="far", tasks=["embedding"])
+    await nursery.start(backend.run)
+    (entry,) = backend.entries()
+    assert (entry.state, entry.capabilities.tasks) == ("ready", ["embedding"])
+    events: list = []
+    await backend.infer(InferenceRequest(request_id="r", model="near", task="embedding", inputs=["x", "y"]), events.append)
+    assert len(events[-1].embeddings) == 2

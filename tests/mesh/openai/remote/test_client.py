@@ -9,6 +9,7 @@ from mesh.http import Response, Router, StreamingResponse
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest
 from mesh.openai.remote.client import AVOIDABLE, MAX_MODELS_BODY, VIA, RemoteClient, body_of, refused_name
 from mesh.service import paced
+from mesh.vectors import MAX_BYTES, unpack
 
 
 def request(**more) -> InferenceRequest:
@@ -66,10 +67,43 @@ def test_a_limit_of_prompt_and_answer_together_becomes_one_of_the_answer():
     assert "top_k" not in body_of(request(top_k=5), avoid=["top_k"])
 
 
-async def test_what_it_cannot_do_is_said(client):
-    with pytest.raises(BadRequest) as caught:
-        await collect(client, "http://127.0.0.1:9", task="embedding", inputs=["x"])
-    assert caught.value.code == "unsupported_task"
+def embedding_server(reply: dict, seen: list) -> Router:
+    async def embed(request):
+        seen.append(json.loads(request.body))
+        return Response.json(reply)
+
+    router = Router()
+    router.add("POST", "/v1/embeddings", embed)
+    return router
+
+
+async def test_embeddings_are_vectors_in_the_order_of_the_inputs(client, server):
+    seen: list = []
+    data = [{"index": 1, "embedding": [0.5, -1.0]}, {"index": 0, "embedding": [1, 2]}]
+    far = await server(router=embedding_server({"data": data, "usage": {"prompt_tokens": 7}}, seen))
+    accepted, done = await collect(client, far.url, task="embedding", messages=None, inputs=["a", [1, 2]], dimensions=2)
+    assert isinstance(accepted, Accepted)
+    assert [unpack(vector) for vector in done.embeddings] == [[1.0, 2.0], [0.5, -1.0]]
+    assert done.usage.prompt_tokens == 7
+    assert seen == [{"model": "far-model", "input": ["a", [1, 2]], "encoding_format": "float", "dimensions": 2}]
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        ({"data": []}, "bad_embeddings"),
+        ({"data": [{"embedding": []}]}, "bad_embeddings"),
+        ({"data": [{"embedding": [0.0] * (MAX_BYTES // 4 + 1)}]}, "bad_embeddings"),
+        ({"data": [{"embedding": "AAAA"}]}, "bad_answer"),
+        ({}, "bad_answer"),
+    ],
+    ids=["none", "empty", "too large", "base64", "shape"],
+)
+async def test_what_is_not_one_vector_for_each_input_is_the_services_failure(client, server, reply, code):
+    far = await server(router=embedding_server(reply, []))
+    with pytest.raises(BackendFailed) as caught:
+        await collect(client, far.url, task="embedding", messages=None, inputs=["a"])
+    assert caught.value.code == code
 
 
 async def test_cancelling_closes_the_connection(client, server):
