@@ -12,7 +12,7 @@ from gateway.capacity import Capacity
 from gateway.dispatch import Dispatch, DispatchLimits
 from gateway.metrics import MetricsRoutes
 from gateway.registry_view.foreign import ForeignServices
-from gateway.registry_view.routes import RegistryRoutes
+from gateway.registry_view.routes import RegistryRoutes, only_local
 from gateway.registry_view.via import GuardedRouter
 from gateway.registry_view.view import View
 from gateway.routing.demand import asked_demand
@@ -21,9 +21,10 @@ from gateway.routing.router import Router as NodeRouter
 from gateway.streams.pick_up import Streams
 from gateway.streams.routes import StreamRoutes
 from gateway.topics import Topics
-from gateway.websocket import ANONYMOUS, Session
+from gateway.websocket import Session
 from mesh.errors import BadRequest
-from mesh.http import Request, Response, Router, WebSocket, WebSocketResponse
+from mesh.http import Request, Response, WebSocket, WebSocketResponse
+from mesh.http.keys import Guard, KeyedRouter, Keys
 from mesh.measuring import Measuring
 from mesh.openai.routes import OpenAIRoutes
 
@@ -41,23 +42,34 @@ class Gateway:
         registry: Registry,
         *,
         foreign: ForeignServices | None = None,
+        keys: Keys | None = None,
         strategy: str = DEFAULT_POLICY,
         limits: DispatchLimits | None = None,
         admission: AdmissionLimits | None = None,
         measuring: Measuring | None = None,
     ) -> None:
-        """Raises Misconfigured when there is no strategy of that name."""
+        """Raises Misconfigured when there is no strategy of that name. Without `keys`, nobody is asked for one."""
         self.registry = registry
+        self._keys = keys
         self.dispatch = Dispatch(NodeRouter(registry, strategy=strategy), limits=limits)
         self.service = Admission(self.dispatch, Capacity(self.dispatch.router, self.dispatch.models), limits=admission)
         self.topics = Topics(self.dispatch)
         self.streams = Streams(self.dispatch)
         self._measuring = measuring or Measuring()
         self.foreign = foreign or ForeignServices()
-        self.router: Router = GuardedRouter(registry)
-        self.registry_router = Router()
+        self.router = GuardedRouter(registry)
+        self.registry_router = KeyedRouter()
         """The nine endpoints of the older registry alone, for a port of their own."""
+        if keys is not None:
+            self.router.guard = self.registry_router.guard = Guard(keys)
         self._mount()
+
+    def may_administer(self, request: Request) -> None:
+        """Raises Denied unless the caller has an admin key, or, where there are no keys, is on this machine."""
+        if self._keys is None:
+            only_local(request)
+        else:
+            self._keys.require(request, "admin")
 
     async def run(self) -> None:
         """What goes on beside the requests. Runs until cancelled."""
@@ -67,8 +79,8 @@ class Gateway:
 
     def _mount(self) -> None:
         OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)
-        StreamRoutes(self.streams, lambda _request: ANONYMOUS).mount(self.router)
-        services = RegistryRoutes(View(self.dispatch, self.foreign), self.foreign)
+        StreamRoutes(self.streams, lambda request: request.tenant).mount(self.router)
+        services = RegistryRoutes(View(self.dispatch, self.foreign), self.foreign, may_write=self.may_administer)
         services.mount(self.router)
         services.mount(self.registry_router)
         MetricsRoutes(self.registry, self._measuring).mount(self.router)
@@ -101,6 +113,9 @@ class Gateway:
             raise BadRequest(f"a client id has at most {MAX_CLIENT_ID} characters", code="invalid_client_id")
 
         async def handle(socket: WebSocket) -> None:
-            await Session(socket, client_id, service=self.service, topics=self.topics, streams=self.streams).run()
+            session = Session(
+                socket, client_id, service=self.service, topics=self.topics, streams=self.streams, tenant=request.tenant
+            )
+            await session.run()
 
         return WebSocketResponse(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path  # noqa: TC003 - the schema is read at run time
 from typing import Annotated
 
 import msgspec
@@ -40,6 +41,10 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
         Option(help="One more port, for the registry's endpoints alone; 0 means a free one.", default_help="none"),
     ] = None
     insecure: Annotated[bool, Option(help="Let everybody who reaches --host use the mesh, without a key.")] = False
+    api_keys: Annotated[
+        Path | None,
+        Option(help="A TOML file of the keys that clients must show: [[key]] with name, hash and scopes.", metavar="FILE"),
+    ] = None
     strategy: Annotated[
         str,
         Option(
@@ -97,11 +102,11 @@ def check_binding(config: GatewayConfig) -> None:
             f"--port and --registry-port are both {config.port}; the registry's endpoints are on --port anyway, "
             "so leave --registry-port out or give it another number"
         )
-    if config.insecure or is_loopback(config.host):
+    if config.insecure or config.api_keys or is_loopback(config.host):
         return
     raise Misconfigured(
-        f"--host {config.host} opens this gateway to everybody who reaches it, and API keys (--api-keys) are not supported yet; "
-        "use --host 127.0.0.1, or add --insecure if everybody there may use the mesh"
+        f"--host {config.host} opens this gateway to everybody who reaches it; "
+        "use --host 127.0.0.1, or add --api-keys FILE, or --insecure if everybody there may use the mesh"
     )
 
 

@@ -17,13 +17,14 @@ from gateway.registry_view.store import ServiceStore
 from gateway.way_in import WayIn
 from mesh.errors import Misconfigured
 from mesh.http import serve as serve_http
+from mesh.http.keys import Keys
 from mesh.loopback import Loopback
 from mesh.network import network_peer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from mesh.http import Router
+    from mesh.http import Request, Router
     from mesh.peer import Peer
     from mesh.runtime import Program
 
@@ -38,13 +39,14 @@ async def serve(program: Program, config: GatewayConfig) -> None:
     gateway = Gateway(
         peer.registry,
         foreign=foreign,
+        keys=Keys.read(config.api_keys) if config.api_keys else None,
         strategy=config.strategy,
         limits=_limits(config),
         admission=_admission(config),
         measuring=peer.measuring,
     )
     gateway.dispatch.models.missing = peer.seek
-    WayIn(peer).mount(gateway.router)
+    (WayIn(peer, may_ask=_has_shown_a_key) if config.api_keys else WayIn(peer)).mount(gateway.router)
     async with trio.open_nursery() as mesh:
         await mesh.start(foreign.run)
         with trio.CancelScope() as drain:
@@ -114,6 +116,10 @@ def _admission(config: GatewayConfig) -> AdmissionLimits:
         tenant_waiting=config.max_tenant_waiting,
         wait=config.max_wait,
     )
+
+
+def _has_shown_a_key(_: Request) -> None:
+    """Whoever gets as far as a route of a gateway with keys has shown one."""
 
 
 def _url(host: str, port: int) -> str:

@@ -378,6 +378,10 @@ class Peer:
         if peer_id != self.peer_id and self.settings.access.refusal(peer_id) is None:
             self._dialler.want(self._nursery, peer_id, way, [one for one in addresses if names(one, peer_id)], until)
 
+    def meet(self, peer_id: PeerId, addresses: list[str], *, way: str) -> None:
+        """Dial a peer that somebody told of, for a while; `way` names who did. Never blocks. Only while the peer runs."""
+        self._want(peer_id, way, addresses, trio.current_time() + RECORD_TTL)
+
     async def _hear_others(self) -> None:
         # Without the key those who hear of us, and those whom we hear of, would only be refused.
         await self._keys.keyed.wait()

@@ -16,22 +16,25 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh.errors import MeshError, Misconfigured
+from mesh.http.keys import Keys
 from mesh.network import network_peer
-from node.backends.build import build_backends
+from node.backends.build import build, build_found
 from node.hardware import discover
-from node.http import Identification, Ports, url_of
+from node.http import url_of
 from node.keeping import Keeper
 from node.leftovers import FILE, Leftovers
 from node.metrics import Meter
+from node.outlets import Outlets
 from node.progress import LoadingProgress
 from node.service import NodeService
+from node.way_in import keep_asking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mesh.peer import Peer
     from mesh.runtime import Program
-    from node.backends.base import Backend
+    from node.backends.build import Built
     from node.config import NodeConfig
 
 LOAD_INTERVAL = 0.5
@@ -44,8 +47,10 @@ async def serve(program: Program, config: NodeConfig) -> None:
     """Run a node until `program.stopping` is set and it has drained. Raises Misconfigured when it cannot start."""
     progress = LoadingProgress()
     try:
-        backends = build_backends(config, on_loading=progress.loading)
-        await Node(program, config, backends, progress).run()
+        built = build(config, on_loading=progress.loading)
+        if config.auto_discover:
+            built = [*built, *await build_found(config, built)]
+        await Node(program, config, built, progress).run()
     finally:
         progress.close()
 
@@ -53,14 +58,14 @@ async def serve(program: Program, config: NodeConfig) -> None:
 class Node:
     """One node, from its ports to its place in the mesh."""
 
-    def __init__(self, program: Program, config: NodeConfig, backends: Sequence[Backend], progress: LoadingProgress) -> None:
+    def __init__(self, program: Program, config: NodeConfig, built: Sequence[Built], progress: LoadingProgress) -> None:
         self._program = program
         self._config = config
-        self._backends = backends
+        self._backends = [backend for each in built for backend in each.backends]
         self._progress = progress
-        self._service = NodeService(backends)
+        self._service = NodeService(self._backends)
         self._keeper = Keeper(self._service)
-        self._ports = Ports(self._service)
+        self._outlets = Outlets(built, self._service, keys=Keys.read(config.api_keys) if config.api_keys else None)
         self._leftovers = Leftovers(program.state_dir / FILE)
 
     async def run(self) -> None:
@@ -69,27 +74,25 @@ class Node:
         await self._leftovers.end()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._keeper.run)
-            port = await nursery.start(self._ports.run, config.host, config.port)
-            self._ports.routes.me = Identification(
-                name=program.name, host=config.host, port=port, service_type=config.service_type.lower() or "torch"
-            )
-            peer = await self._peer(port)
-            self._ports.routes.network = peer.nat.report
+            await self._outlets.open(nursery, name=program.name, host=config.host)
+            peer = await self._peer()
+            self._outlets.tell_network(peer.nat.report)
             peer.measuring.measure = Meter(lambda: [backend.status() for backend in self._backends]).measure
             self._service.on_change(partial(self._changed, peer))
             self._announce(peer)
             await self._start(nursery, peer)
             nursery.start_soon(self._keep_announcing, peer)
-            program.ready(addresses=peer.addresses, http=url_of(config.host, port + 1))
+            if config.registry_url:
+                nursery.start_soon(keep_asking, peer, config.registry_url, config.heartbeat_interval)
+            program.ready(addresses=peer.addresses, http=url_of(config.host, self._outlets.first + 1))
             await program.stopping.wait()
             await self._leave(peer)
             nursery.cancel_scope.cancel()
         self._leftovers.note(())
 
-    async def _peer(self, port: int) -> Peer:
+    async def _peer(self) -> Peer:
         hardware = await discover(self._config.device)
-        ports = {"service": port, "supervisor": port + 1}
-        return network_peer(self._program, self._config, self._keeper, hardware=hardware, ports=ports)
+        return network_peer(self._program, self._config, self._keeper, hardware=hardware, ports=self._outlets.ports)
 
     async def _start(self, nursery: trio.Nursery, peer: Peer) -> None:
         """Join the mesh and load the models at the same time; return when all of it has settled."""
@@ -102,7 +105,7 @@ class Node:
             raise Misconfigured("; ".join(status.last_error or "the model was refused" for status in statuses))
 
     def _announce(self, peer: Peer) -> None:
-        peer.announce(self._service.entries(), self._service.load())
+        peer.announce(self._outlets.marked(self._service.entries()), self._service.load())
 
     def _changed(self, peer: Peer) -> None:
         self._progress.changed(self._service.entries())
@@ -123,9 +126,9 @@ class Node:
         with trio.move_on_after(limit) as scope:
             await peer.leave()
             self._service.drain()
-            self._ports.stop()
+            self._outlets.stop()
             await self._service.idle()
-            await self._ports.stopped.wait()
+            await self._outlets.stopped()
             await peer.close()
         if scope.cancelled_caught:
             logger.warning("%d requests did not end within the drain time-out of %g s", self._service.running, limit)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path  # noqa: TC003 - the schema is read at run time
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from mesh.config import CommonConfig, Option
+from node.backends.settings import BackendSettings  # noqa: TC001 - the schema is read at run time
 
-SERVICE_TYPES = ("torch", "mock")
-_LATER_TYPES = ("command", "vllm", "infinilm", "infinilm-rust")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
@@ -20,15 +20,14 @@ def _check_device(device: str) -> None:
         raise ValueError(f"{device!r} is not a device; give auto, cpu, cuda or cuda:N")
 
 
-def _check_service_type(name: str) -> None:
-    if name.lower() in _LATER_TYPES:
-        raise ValueError(f"the service type {name!r} is not there yet; this version has {' and '.join(SERVICE_TYPES)}")
-    if name.lower() not in SERVICE_TYPES:
-        raise ValueError(f"{name!r} is not a service type; give {' or '.join(SERVICE_TYPES)}")
+def _check_registry_url(url: str) -> None:
+    parts = urlsplit(url)
+    if url and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ValueError(f"{url!r} is not the address of a gateway; it looks like http://192.0.2.1:8000")
 
 
 class NodeConfig(CommonConfig, frozen=True, kw_only=True):
-    """What a node can be told. Without `model` and `service_type` it serves the demo model."""
+    """What a node can be told. Without `model` and `backend` it serves the demo model."""
 
     model: Annotated[
         dict[str, str],
@@ -56,18 +55,54 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
         msgspec.Meta(ge=0, le=65534),
         Option(help="P: OpenAI HTTP; P+1 tells health, models and info. 0 takes a free pair."),
     ] = 8100
-    insecure: Annotated[bool, Option(help="Allow --host to open the HTTP ports, which ask for no key, to others.")] = False
-    service_type: Annotated[
+    insecure: Annotated[bool, Option(help="Allow --host to open HTTP ports that ask for no key to others.")] = False
+    api_keys: Annotated[
+        Path | None,
+        Option(help="A TOML file of the keys that P and P+1 ask for: [[key]] with name, hash and scopes.", metavar="FILE"),
+    ] = None
+    registry_url: Annotated[
         str,
+        Option(help="A gateway to find the mesh through, as http://HOST:8000.", metavar="URL", check=_check_registry_url),
+    ] = ""
+    max_restarts: Annotated[
+        int, msgspec.Meta(ge=0), Option(help="Restarts in a row after which a backend is given up.", table="babysitter")
+    ] = 10_000
+    restart_delay: Annotated[
+        float,
+        msgspec.Meta(gt=0),
         Option(
-            help="What runs the models: torch (built in) or mock (made-up words, for tests).",
-            check=_check_service_type,
-            default_help="torch",
+            help="Seconds before the second restart in a row; the first is at once, later ones wait longer, up to a minute.",
+            table="babysitter",
+            metavar="SECONDS",
         ),
-    ] = ""
-    args: Annotated[
-        str,
-        Option(help="For mock: the models and knobs, as in 'model-a,model-b;tokens_per_second=50;first_token_ms=20'."),
-    ] = ""
-    path: Annotated[Path | None, Option(help="For torch: a model directory, served under the folder's name.")] = None
-    max_restarts: Annotated[int, msgspec.Meta(ge=0), Option(help="Restarts in a row after which a model is given up.")] = 10_000
+    ] = 5.0
+    heartbeat_interval: Annotated[
+        float,
+        msgspec.Meta(ge=1),
+        Option(help="Seconds between looks at --registry-url while nobody is linked.", table="babysitter", metavar="SECONDS"),
+    ] = 30.0
+    check_interval: Annotated[
+        float,
+        msgspec.Meta(gt=0),
+        Option(
+            help="Seconds between looks at a server that the node does not run itself.",
+            environment=("BACKEND_HEALTH_CHECK_INTERVAL",),
+            table="babysitter",
+            metavar="SECONDS",
+        ),
+    ] = 60.0
+    auto_discover: Annotated[
+        bool,
+        Option(
+            help="Serve what other model servers of this machine have, found at their usual ports when the node starts.",
+            environment=("HF_AUTO_DISCOVER",),
+        ),
+    ] = False
+    backend: Annotated[list[BackendSettings], Option(help="What runs models, one for each [[backend]] of the file.")] = (
+        msgspec.field(default_factory=list)
+    )
+
+    @property
+    def service_type(self) -> str:
+        """What the node as a whole is called on P+1: the type of its only backend, or `several`."""
+        return self.backend[0].kind if len(self.backend) == 1 else "several" if self.backend else "torch"

@@ -1,7 +1,8 @@
 """The node's HTTP ports: P answers OpenAI, P+1 tells the truth about what runs behind it.
 
-1. P+1's `/health` is 200 only while a model works here, whatever process exists; its level is that of `mesh.health`.
-2. Both ports are bound or none is; port 0 means a pair that was free together.
+1. A program that answers OpenAI's API itself has P, and the node P+1 alone; else the node has both.
+2. P+1's `/health` is 200 only while a model works here, whatever process exists; its level is that of `mesh.health`.
+3. Both ports are bound or none is; port 0 means a pair that was free together.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import trio
 
 from mesh.errors import Misconfigured, Unavailable
 from mesh.http import Request, Response, Router, serve
+from mesh.http.keys import Guard, KeyedRouter
 from mesh.openai.routes import OpenAIRoutes
 from mesh.openai.translate import model_object
 from node.status import node_level, node_report
@@ -25,6 +27,7 @@ from node.status import node_level, node_report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mesh.http.keys import Keys
     from mesh.messages.record import ModelState
     from node.backends.base import BackendStatus
     from node.service import NodeService
@@ -94,7 +97,7 @@ class SupervisorRoutes:
             "url": url_of(me.host, me.port),
             "service_type": me.service_type,
             "infinilm_server_port": me.port,
-            "uptime": max(status.uptime for status in statuses),
+            "uptime": max((status.uptime for status in statuses), default=0.0),
             "restart_count": sum(status.restarts for status in statuses),
             "pid": next((status.pid for status in statuses if status.pid), None),
             "state": _state(statuses),
@@ -110,7 +113,7 @@ class SupervisorRoutes:
         return Response.json(self.network())
 
     def _statuses(self) -> list[BackendStatus]:
-        return [backend.status() for backend in self._service.backends.values()]
+        return [backend.status() for backend in dict.fromkeys(self._service.backends.values())]
 
     def _identification(self) -> Identification:
         if self.me is None:
@@ -160,11 +163,15 @@ def _metrics(status: BackendStatus) -> dict[str, Any] | None:
 class Ports:
     """The two listeners. `stop` lets what is in flight on P finish, `stopped` says when it has."""
 
-    def __init__(self, service: NodeService) -> None:
+    def __init__(self, service: NodeService, *, supervisor_only: bool = False, keys: Keys | None = None) -> None:
+        """`supervisor_only`: P is somebody else's. Without `keys`, nobody is asked for one."""
+        self._supervisor_only = supervisor_only
         self.port = 0
         self.stopped = trio.Event()
         self._stopping = trio.Event()
-        self._openai, self._supervisor = Router(), Router()
+        self._openai, self._supervisor = KeyedRouter(), KeyedRouter()
+        if keys is not None:
+            self._openai.guard, self._supervisor.guard = Guard(keys), Guard(keys, administrative=True)
         self.routes = SupervisorRoutes(service)
         self.routes.mount(self._supervisor)
         OpenAIRoutes(service, service.entries).mount(self._openai)
@@ -185,7 +192,9 @@ class Ports:
                 return
 
     async def _run_pair(self, host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
-        openai = partial(serve, self._openai, host, port, stopping=self._stopping)
+        openai = (
+            self._stopping_only if self._supervisor_only else partial(serve, self._openai, host, port, stopping=self._stopping)
+        )
         supervisor = partial(serve, self._supervisor, host, port + 1)
         try:
             async with trio.open_nursery() as nursery:
@@ -200,6 +209,10 @@ class Ports:
                 task_status.started(port)
         except* Misconfigured as group:
             raise _first(group) from None
+
+    async def _stopping_only(self, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await self._stopping.wait()
 
     async def _until_stopped(self, openai: Any, *, task_status: trio.TaskStatus[int]) -> None:
         await openai(task_status=task_status)

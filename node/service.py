@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 class NodeService:
     """An `InferenceService` over this node's backends; see the head of this file."""
 
-    def __init__(self, backends: Sequence[Backend]) -> None:
-        self.backends = {backend.entry.id: backend for backend in backends}
+    def __init__(self, backends: Sequence[Backend], *, usages: dict[Backend, Usage] | None = None) -> None:
+        """`usages`: those of another service over the same backends, which counts with this one."""
+        self._backends = tuple(backends)
         self.draining = False
-        self._usages: dict[Backend, Usage] = {}
+        self.usages = {} if usages is None else usages
         self._running: set[str] = set()
         self._idle = trio.Event()
 
@@ -40,25 +41,40 @@ class NodeService:
         """Requests that have not ended."""
         return len(self._running)
 
+    @property
+    def backends(self) -> dict[str, Backend]:
+        """By model id, which the first to have it keeps; a backend whose models nobody knows yet is there under its own id."""
+        found: dict[str, Backend] = {}
+        for backend in self._backends:
+            for entry in backend.entries() or (backend.entry,):
+                found.setdefault(entry.id, backend)
+        return found
+
     def usage(self, backend: Backend) -> Usage:
         """What became of the requests of one backend."""
-        return self._usages.setdefault(backend, Usage())
+        return self.usages.setdefault(backend, Usage())
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a backend's entry changes; it must not raise."""
-        for backend in self.backends.values():
+        for backend in self._backends:
             backend.changed = listener
 
     def entries(self) -> list[ModelEntry]:
         """What the record says of the models, in the order they were configured."""
-        return [backend.entry for backend in self.backends.values()]
+        found: dict[str, ModelEntry] = {}
+        for backend in self._backends:
+            for entry in backend.entries():
+                found.setdefault(entry.id, entry)
+        return list(found.values())
 
     def load(self) -> dict[str, ModelLoad]:
         """What the heartbeat says of them."""
-        return {
-            model: msgspec.structs.replace(backend.load, uptime=int(backend.status().uptime))
-            for model, backend in self.backends.items()
-        }
+        found: dict[str, ModelLoad] = {}
+        for backend in self._backends:
+            uptime = int(backend.status().uptime)
+            for model, load in backend.loads().items():
+                found.setdefault(model, msgspec.structs.replace(load, uptime=uptime))
+        return found
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the backend that serves its model. Raises NotFound, Conflict, Unavailable, TimedOut."""
@@ -87,19 +103,20 @@ class NodeService:
             await self._idle.wait()
 
     def _backend_of(self, model: str) -> Backend:
-        if model in self.backends:
-            return self.backends[model]
-        found = [backend for backend in self.backends.values() if model in backend.entry.aliases]
+        for backend in self._backends:
+            if any(entry.id == model for entry in backend.entries()):
+                return backend
+        found = {entry.id: backend for backend in self._backends for entry in backend.entries() if model in entry.aliases}
         if len(found) > 1:
-            names = " and ".join(sorted(backend.entry.id for backend in found))
+            names = " and ".join(sorted(found))
             raise Conflict(f"{model} is an alias of {names}; ask for one of them", code="ambiguous_model", param="model")
         if not found:
             raise NotFound(
-                f"this node does not serve {model[:200]!r}; it serves {', '.join(self.backends)}",
+                f"this node does not serve {model[:200]!r}; it serves {', '.join(entry.id for entry in self.entries())}",
                 code="model_not_found",
                 param="model",
             )
-        return found[0]
+        return next(iter(found.values()))
 
 
 async def _in_time(backend: Backend, request: InferenceRequest, emit: Emit) -> None:

@@ -16,11 +16,11 @@ import msgspec
 import trio
 
 from gateway.registry_view import offers
-from gateway.registry_view.client import ForeignClient
 from gateway.registry_view.requests import Requests
 from gateway.registry_view.service import Cadence, ForeignService
 from gateway.registry_view.store import Row
 from mesh.errors import Busy, MeshError, NotFound
+from mesh.openai.remote.client import RemoteClient
 
 if TYPE_CHECKING:
     from gateway.registry_view.registration import Registration
@@ -48,7 +48,7 @@ class ForeignServices:
         store: ServiceStore | None = None,
         *,
         via: str = "",
-        client: ForeignClient | None = None,
+        client: RemoteClient | None = None,
         cadence: Cadence | None = None,
     ) -> None:
         """`via`: our peer id; `client` instead of one of our own."""
@@ -57,7 +57,7 @@ class ForeignServices:
         """Set, and replaced by a new one, whenever a service came, went or changed its health or models."""
         self._store = store
         self._cadence = cadence or Cadence()
-        self._client = client or ForeignClient(via=via)
+        self._client = client or RemoteClient(via=via)
         self._requests = Requests(self.services, self._client, self._probe_soon)
         self._beaten: set[str] = set()
         self._probes = trio.CapacityLimiter(PROBES)

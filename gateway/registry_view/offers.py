@@ -11,8 +11,8 @@ from mesh.messages.record import Capabilities, ModelEntry
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.registry_view.client import ForeignModel
     from gateway.registry_view.service import ForeignService
+    from mesh.openai.remote.client import RemoteModel
 
 SLOTS = 8
 """What one service is taken to do at once, for want of a better number."""
@@ -41,7 +41,7 @@ def entries(services: Iterable[ForeignService]) -> list[ModelEntry]:
     return sorted(found.values(), key=lambda entry: (entry.state != "ready", entry.id))
 
 
-def _entry(service: ForeignService, model: ForeignModel) -> ModelEntry:
+def _entry(service: ForeignService, model: RemoteModel) -> ModelEntry:
     return ModelEntry(
         id=model.id,
         state="ready" if service.is_healthy else "failed",

@@ -18,9 +18,9 @@ from mesh.messages.inference import Accepted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from gateway.registry_view.client import ForeignClient
     from gateway.registry_view.service import ForeignService
     from mesh.messages.inference import Event, InferenceRequest
+    from mesh.openai.remote.client import RemoteClient
     from mesh.service import Emit
 
 MAX_IN_FLIGHT = 256
@@ -33,7 +33,7 @@ class Requests:
     """An inference service over `services`, which may change at any time."""
 
     def __init__(
-        self, services: Mapping[str, ForeignService], client: ForeignClient, suspect: Callable[[ForeignService], None]
+        self, services: Mapping[str, ForeignService], client: RemoteClient, suspect: Callable[[ForeignService], None]
     ) -> None:
         self._services = services
         self._client = client
@@ -96,12 +96,12 @@ class Requests:
     async def _exchange(self, service: ForeignService, request: InferenceRequest, emit: Emit) -> None:
         base = service.registration.base
         try:
-            await self._client.infer(base, request, emit, plain=service.plain)
+            await self._client.infer(base, request, emit, avoid=["top_k"] if service.plain else [])
         except BadRequest as error:
             if service.plain or "top_k" not in f"{error.param} {error.message}":
                 raise
             service.plain = True
-            await self._client.infer(base, request, emit, plain=True)
+            await self._client.infer(base, request, emit, avoid=["top_k"])
 
     def _nobody(self, model: str) -> MeshError:
         if any(offers(service, model) for service in self._services.values()):

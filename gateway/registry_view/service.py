@@ -16,8 +16,8 @@ from gateway.registry_view import clock
 from gateway.registry_view.registration import DOWN
 
 if TYPE_CHECKING:
-    from gateway.registry_view.client import ForeignModel
     from gateway.registry_view.registration import Registration
+    from mesh.openai.remote.client import RemoteModel
 
 HealthStatus = Literal["unknown", "healthy", "unhealthy"]
 
@@ -42,7 +42,7 @@ class ForeignService:
     cadence: Cadence
     last_heartbeat: str = field(default_factory=clock.now)
     beaten_at: float = field(default_factory=trio.current_time)
-    models: list[ForeignModel] = field(default_factory=list)
+    models: list[RemoteModel] = field(default_factory=list)
     model_ids: frozenset[str] = frozenset()
     answered: bool | None = None
     """What the last probe saw; None before the first."""
@@ -91,7 +91,7 @@ class ForeignService:
         self.success_count += 1
         self.seconds += seconds
 
-    def lists(self, models: list[ForeignModel]) -> None:
+    def lists(self, models: list[RemoteModel]) -> None:
         """What it serves, as it just said."""
         self.models = models
         self.model_ids = frozenset(model.id for model in models)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.registry_view.client import VIA
 from mesh.errors import Conflict
-from mesh.http import Router
+from mesh.http.keys import KeyedRouter
+from mesh.openai.remote.client import VIA
 
 if TYPE_CHECKING:
     from mesh.http import Request
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mesh.registry import Registry
 
 
-class GuardedRouter(Router):
+class GuardedRouter(KeyedRouter):
     """A router that refuses what comes from this mesh by way of a foreign service."""
 
     def __init__(self, registry: Registry) -> None:

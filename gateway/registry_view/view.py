@@ -1,8 +1,9 @@
 """The older registry's view: the mesh, and the foreign services of this gateway, as one list of services (contract, "Shapes").
 
 1. It is a projection: a node that is gone from the mesh is gone from the list.
-2. A node appears twice: `X` is its supervisor at P+1, `X-server` its OpenAI port at P. Another gateway that serves models appears
-   as `X-server`; our own foreign services appear under the names they registered.
+2. A node appears twice: `X` is its supervisor at P+1, `X-server` its OpenAI port at P; one with several backends twice for each
+   of them, as `X-ID` and `X-ID-server`. Another gateway that serves models appears as `X-server`; our own foreign services appear
+   under the names they registered.
 3. A foreign service keeps its name, for its heartbeats. Of mesh peers with one name the one with the later peer id is shown as
    `name@<last 8 of the peer id>`, and so is one whose name a foreign service has.
 """
@@ -20,11 +21,15 @@ from gateway.registry_view import clock
 from mesh.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gateway.dispatch import Dispatch
     from gateway.registry_view.foreign import ForeignServices
     from gateway.registry_view.service import ForeignService
+    from mesh.messages.record import ModelEntry
     from mesh.registry import PeerView
 
+_UNIT = "service-"
 Service = dict[str, Any]
 Json = dict[str, Any]
 
@@ -61,7 +66,7 @@ class View:
         services = self.all()
         healthy = sum(service["is_healthy"] for service in services)
         rows = [_foreign_row(one) for one in self._foreign.services.values() if one.registration.routable]
-        rows += [self._row(view, name) for name, view in self._named()]
+        rows += [self._row(view, shown, unit) for name, view in self._named() for shown, unit in _units(view, name)]
         return {
             "total_services": len(services),
             "healthy_services": healthy,
@@ -87,11 +92,12 @@ class View:
             named.append((name, view))
         return named
 
-    def _row(self, view: PeerView, name: str) -> Json:
-        service = _server(view, name)
-        seen = self._dispatch.router.observations.known(view.peer_id, (entry.id for entry in view.record.models))
+    def _row(self, view: PeerView, name: str, unit: str) -> Json:
+        service = _server(view, name, unit)
+        models = (entry.id for entry in _of(unit, view.record.models))
+        seen = self._dispatch.router.observations.known(view.peer_id, models)
         succeeded = sum(one.succeeded for one in seen)
-        supervisor = view.record.ports.get("supervisor")
+        supervisor = view.record.ports.get(_port("supervisor", unit))
         return _row(
             service,
             babysitter_url=_url(service["host"], supervisor) if supervisor else None,
@@ -148,17 +154,36 @@ def _foreign_row(service: ForeignService) -> Json:
 
 
 def _services_of(view: PeerView, name: str) -> list[Service]:
-    return [_supervisor(view, name), _server(view, name)] if view.record.role == "node" else [_server(view, name)]
+    found: list[Service] = []
+    for shown, unit in _units(view, name):
+        if view.record.role == "node":
+            found.append(_supervisor(view, shown, unit))
+        found.append(_server(view, shown, unit))
+    return found
 
 
-def _supervisor(view: PeerView, name: str) -> Service:
-    kinds = sorted({entry.backend for entry in view.record.models})
+def _units(view: PeerView, name: str) -> list[tuple[str, str]]:
+    """The backends of a node that runs several, each with the name that it is shown under; else the peer itself."""
+    units = [port.removeprefix(_UNIT) for port in view.record.ports if port.startswith(_UNIT)]
+    return [(f"{name}-{unit}", unit) for unit in units] or [(name, "")]
+
+
+def _of(unit: str, models: Iterable[ModelEntry]) -> list[ModelEntry]:
+    return [entry for entry in models if not unit or entry.unit == unit]
+
+
+def _port(name: str, unit: str) -> str:
+    return f"{name}-{unit}" if unit else name
+
+
+def _supervisor(view: PeerView, name: str, unit: str) -> Service:
+    kinds = sorted({entry.backend for entry in _of(unit, view.record.models)})
     metadata = {"type": ",".join(kinds), "babysitter": "enhanced", "peer_id": view.record.peer_id}
-    return _service(view, name, view.record.ports.get("supervisor", 0), metadata)
+    return _service(view, name, "supervisor", unit, metadata)
 
 
-def _server(view: PeerView, name: str) -> Service:
-    models = view.record.models
+def _server(view: PeerView, name: str, unit: str) -> Service:
+    models = _of(unit, view.record.models)
     metadata = {
         "type": "openai-api",
         "parent_service": name,
@@ -167,12 +192,12 @@ def _server(view: PeerView, name: str) -> Service:
         "weight": max((entry.weight for entry in models), default=1.0),
         "peer_id": view.record.peer_id,
     }
-    return _service(view, f"{name}-server", view.record.ports.get("service", 0), metadata)
+    return _service(view, f"{name}-server", "service", unit, metadata)
 
 
-def _service(view: PeerView, name: str, port: int, metadata: dict[str, Any]) -> Service:
-    host = _host(view)
-    healthy = any(entry.state in ("ready", "asleep") for entry in view.models)
+def _service(view: PeerView, name: str, port_name: str, unit: str, metadata: dict[str, Any]) -> Service:
+    host, port = _host(view), view.record.ports.get(_port(port_name, unit), 0)
+    healthy = any(entry.state in ("ready", "asleep") for entry in _of(unit, view.models))
     return {
         "name": name,
         "host": host,

@@ -73,8 +73,14 @@ def valid(info: inspect.Type) -> str:
             return "a table of KEY = text"
         case inspect.CustomType():
             return "a path"
+        case _ if _is_text_or_list(info):
+            return "text, or a list of texts"
         case _:
             return "text"
+
+
+def _is_text_or_list(info: inspect.Type) -> bool:
+    return isinstance(info, inspect.UnionType) and any(isinstance(member, inspect.ListType) for member in info.types)
 
 
 def _number(number: inspect.IntType | inspect.FloatType) -> str:

@@ -33,6 +33,8 @@ class Request:
     client: str = ""
     target: str = ""
     """The path as it was sent, percent signs and all; "" stands for `path`."""
+    tenant: str = "anonymous"
+    """The name of the API key that it came with."""
 
 
 class Response:

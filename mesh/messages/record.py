@@ -36,6 +36,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     wake_seconds: float = 0.0
     weight: float = 1.0
     backend: str = ""
+    unit: str = ""
+    """Which of the node's backends has it, where it runs several: its ports are `service-UNIT` and `supervisor-UNIT`."""
     created: int = 0
     capabilities: Capabilities = Capabilities()
 
@@ -65,7 +67,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     models: list[ModelEntry] = []
     hardware: Hardware = Hardware()
     ports: dict[str, int] = {}
-    """HTTP ports by name: `service` (P) and `supervisor` (P+1)."""
+    """HTTP ports by name: `service` (P) and `supervisor` (P+1) of the first backend, with `-UNIT` those of each of several."""
     limits: dict[str, int] = {}
     relay: bool = False
     """It joins linked peers with others that cannot be dialled."""

@@ -1,4 +1,4 @@
-"""The interface of a backend: one model of this node, whatever runs it.
+"""The interface of a backend: one model of this node, whatever runs it, or the models that one server has.
 
 1. `run` owns everything that the backend starts: when it has returned or was cancelled, nothing of it is left.
 2. `entry`, `load` and `status` tell the truth of this moment; `ready` means that the model answers, not that a process exists.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.link import ModelLoad
@@ -42,12 +42,20 @@ class BackendStatus:
 
 
 class Backend(ABC):
-    """One model of this node; see the head of this file."""
+    """One model of this node, or the models of one server; see the head of this file."""
 
     entry: ModelEntry
     """What the node's record says of the model, state included."""
     load: ModelLoad
     changed: Callable[[], None]
+
+    def entries(self) -> Sequence[ModelEntry]:
+        """All its models: for most backends the only one."""
+        return (self.entry,)
+
+    def loads(self) -> Mapping[str, ModelLoad]:
+        """How busy each of them is, by id."""
+        return {self.entry.id: self.load}
 
     @abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -132,12 +132,12 @@ class RegisteredBackend:
 
     def _named(self) -> list[str]:
         if isinstance(self.instance, Backend):
-            return [self.instance.entry.id, *self.instance.entry.aliases]
+            return [name for entry in self.instance.entries() for name in (entry.id, *entry.aliases)]
         return list(self.models)
 
     def _loaded(self) -> int:
         if isinstance(self.instance, Backend):
-            return int(self.instance.entry.state == "ready")
+            return sum(entry.state == "ready" for entry in self.instance.entries())
         return len(self.models) if self.answers is not False else 0
 
     def _uptime(self) -> float | None:

@@ -11,7 +11,7 @@ def read(*argv: str, **environ: str) -> NodeConfig:
 
 def test_the_defaults_serve_the_demo_model_on_loopback() -> None:
     config = read()
-    assert (config.host, config.port, config.model, config.service_type) == ("127.0.0.1", 8100, {}, "")
+    assert (config.host, config.port, config.model, config.service_type) == ("127.0.0.1", 8100, {}, "torch")
 
 
 def test_models_are_repeatable_pairs() -> None:
@@ -28,8 +28,8 @@ def test_a_file_is_beaten_by_the_environment_and_that_by_a_flag(tmp_path) -> Non
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        (["--service-type", "vLLM"], "not there yet; this version has torch and mock"),
-        (["--service-type", "magic"], "torch or mock"),
+        (["--service-type", "magic"], "'magic' is not a service type; give torch, mock, command, vllm"),
+        (["--registry-url", "gateway:8000"], "it looks like http://192.0.2.1:8000"),
         (["--device", "tpu"], "cuda:N"),
         (["--dtype", "int4"], "bfloat16"),
         (["--port", "65535"], "65534"),
@@ -45,4 +45,5 @@ def test_a_wrong_value_is_refused_with_what_is_valid(argv: list[str], part: str)
 
 @pytest.mark.parametrize("name", ["mock", "Mock", "TORCH"])
 def test_the_service_type_is_read_in_any_case(name: str) -> None:
-    assert read("--service-type", name).service_type == name
+    config = read("--service-type", name)
+    assert (config.backend[0].type, config.service_type) == (name, name.lower())

@@ -105,7 +105,7 @@ async def test_one_bad_model_beside_a_good_one(fleet: Any, http: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--service-type", "command"], "torch and mock"),
+        (["--service-type", "command"], "needs a command"),
         (["--service-type", "mock"], "--args"),
         (["--host", "0.0.0.0"], "--insecure"),
         (["--port", "65535"], "65534"),

@@ -2,75 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
-from gateway.registry_view.client import ForeignModel
 from gateway.registry_view.foreign import ForeignServices
 from gateway.registry_view.registration import Registration
 from mesh.errors import MeshError
-from mesh.http import Response, Router, serve
-from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
-from mesh.messages.record import ModelEntry
-from mesh.openai.routes import OpenAIRoutes
+from mesh.http import Router, serve
+from mesh.messages.inference import Accepted, Delta, InferenceRequest
+from mesh.openai.remote.client import RemoteModel
+from tests.openai_server import DONE, TEXTS, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-DONE = Done("stop", Usage(11, 3), Performance(1.0, 2.0, 0.0, 100.0, 1))
-TEXTS = ["one", " two", " three"]
-
-
-@dataclass
-class Server:
-    """An OpenAI-compatible server on a real port, which knows nothing of meshes."""
-
-    models: list[str]
-    texts: list[str] = field(default_factory=lambda: list(TEXTS))
-    gates: dict[int, trio.Event] = field(default_factory=dict)
-    """Before the text of that index it waits."""
-    error: MeshError | None = None
-    requests: list[InferenceRequest] = field(default_factory=list)
-    cancelled: trio.Event = field(default_factory=trio.Event)
-    supervisor_status: int = 200
-    port: int = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def router(self) -> Router:
-        router = Router()
-        OpenAIRoutes(self, lambda: [ModelEntry(id=model, created=7) for model in self.models]).mount(router)
-
-        async def health(_request: Any) -> Response:
-            return Response.json({}, self.supervisor_status)
-
-        router.add("GET", "/health", health)
-        return router
-
-    async def infer(self, request: InferenceRequest, emit: Callable[[Any], None]) -> None:
-        self.requests.append(request)
-        if self.error:
-            raise self.error
-        emit(Accepted())
-        try:
-            for index, text in enumerate(self.texts):
-                if index in self.gates:
-                    await self.gates[index].wait()
-                await trio.lowlevel.checkpoint()
-                emit(Delta(index, [index], text))
-        except trio.Cancelled:
-            self.cancelled.set()
-            raise
-        emit(DONE)
-
-    def body(self, name: str = "far", **more: Any) -> dict[str, Any]:
-        return {"name": name, "host": "127.0.0.1", "port": self.port, "hostname": "far-away", "url": self.url, **more}
 
 
 @pytest.fixture
@@ -95,7 +42,7 @@ class Double:
         self.asked: list[str] = []
         self.slow: set[str] = set()
 
-    async def models(self, base: str) -> list[ForeignModel]:
+    async def models(self, base: str) -> list[RemoteModel]:
         self.asked.append(base)
         if base in self.slow:
             await trio.sleep_forever()
@@ -103,7 +50,7 @@ class Double:
         said = self.models_of.get(base, ["m"])
         if isinstance(said, MeshError):
             raise said
-        return [ForeignModel(model) for model in said]
+        return [RemoteModel(model) for model in said]
 
     async def healthy(self, url: str) -> bool:
         self.asked.append(url)
@@ -113,7 +60,8 @@ class Double:
             raise said
         return said
 
-    async def infer(self, base: str, request: InferenceRequest, emit: Callable[[Any], None], *, plain: bool = False) -> None:
+    async def infer(self, base: str, request: InferenceRequest, emit: Callable[[Any], None], *, avoid: Any = ()) -> None:
+        plain = "top_k" in avoid
         self.asked.append(f"{base} plain" if plain else base)
         for step in self.scripts.get(base, [Accepted(), Delta(0, [], base), DONE]):
             await trio.lowlevel.checkpoint()

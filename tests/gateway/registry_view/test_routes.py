@@ -9,11 +9,11 @@ import trio
 from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from gateway.registry_view.announce import keep_announcing
-from gateway.registry_view.client import VIA
 from gateway.registry_view.foreign import ForeignServices
 from mesh.errors import BackendFailed, MeshError
 from mesh.http import Request, serve
 from mesh.loopback import Loopback
+from mesh.openai.remote.client import VIA
 
 CHAT = {"model": "far-model", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
-from gateway.registry_view.answer import MAX_LINE, Answer, estimated_tokens
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta, Done, InferenceRequest, ToolCallDelta
+from mesh.openai.remote.answer import Answer
+from mesh.openai.remote.event_stream import MAX_EVENT
+from mesh.openai.remote.pieces import estimated_tokens
 
 REQUEST = InferenceRequest(request_id="r", model="m", messages=[{"role": "user", "content": "12345678"}])
 
@@ -107,8 +109,8 @@ async def test_tool_calls_are_passed_on():
         (b'data: {"choices": 7}\n\n', "bad_answer"),
         (b"data: \xff\n\n", "bad_answer"),
         (stream({"error": {"message": "out of memory"}}), "service_failed"),
-        (b"data: " + b"x" * MAX_LINE, "bad_answer"),
-        (b"data: y\n" * MAX_LINE, "bad_answer"),
+        (b"data: " + b"x" * MAX_EVENT, "bad_answer"),
+        (b"data: y\n" * MAX_EVENT, "bad_answer"),
     ],
 )
 async def test_what_is_no_whole_answer_is_the_services_failure(data, code):

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from gateway.registry_view.client import body_of
-from gateway.registry_view.wishes import check_wishes
 from mesh.errors import BadRequest
 from mesh.messages.inference import Grammar, InferenceRequest
+from mesh.openai.remote.client import body_of
+from mesh.openai.remote.wishes import check_wishes
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
@@ -41,7 +41,6 @@ def test_what_was_not_asked_for_is_not():
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
-        ({"logprobs": 1}, "logprobs"),
         ({"echo": True}, "echo"),
         ({"grammar": Grammar("regex", "a")}, "structured_outputs"),
     ],

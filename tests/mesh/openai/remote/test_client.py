@@ -2,11 +2,14 @@ import json
 
 import pytest
 import trio
+import trio.testing
 
-from gateway.registry_view.client import MAX_MODELS_BODY, VIA, ForeignClient, body_of
 from mesh.errors import BackendFailed, BadRequest, Busy, NotFound, TimedOut, Unavailable
 from mesh.http import Response, Router, StreamingResponse
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest
+from mesh.openai.remote.client import AVOIDABLE, MAX_MODELS_BODY, VIA, RemoteClient, body_of, refused_name
+from mesh.service import paced
+from mesh.vectors import MAX_BYTES, unpack
 
 
 def request(**more) -> InferenceRequest:
@@ -17,7 +20,7 @@ def request(**more) -> InferenceRequest:
 
 @pytest.fixture
 async def client():
-    client = ForeignClient(via="me")
+    client = RemoteClient(via="me")
     yield client
     await client.aclose()
 
@@ -61,13 +64,46 @@ def test_a_limit_of_prompt_and_answer_together_becomes_one_of_the_answer():
     assert body_of(request(max_length=100, max_tokens=500))["max_tokens"] == 99
     assert body_of(request(max_length=1))["max_tokens"] == 1
     assert "max_tokens" not in body_of(request())
-    assert "top_k" not in body_of(request(top_k=5), plain=True)
+    assert "top_k" not in body_of(request(top_k=5), avoid=["top_k"])
 
 
-async def test_what_it_cannot_do_is_said(client):
-    with pytest.raises(BadRequest) as caught:
-        await collect(client, "http://127.0.0.1:9", task="embedding", inputs=["x"])
-    assert caught.value.code == "unsupported_task"
+def embedding_server(reply: dict, seen: list) -> Router:
+    async def embed(request):
+        seen.append(json.loads(request.body))
+        return Response.json(reply)
+
+    router = Router()
+    router.add("POST", "/v1/embeddings", embed)
+    return router
+
+
+async def test_embeddings_are_vectors_in_the_order_of_the_inputs(client, server):
+    seen: list = []
+    data = [{"index": 1, "embedding": [0.5, -1.0]}, {"index": 0, "embedding": [1, 2]}]
+    far = await server(router=embedding_server({"data": data, "usage": {"prompt_tokens": 7}}, seen))
+    accepted, done = await collect(client, far.url, task="embedding", messages=None, inputs=["a", [1, 2]], dimensions=2)
+    assert isinstance(accepted, Accepted)
+    assert [unpack(vector) for vector in done.embeddings] == [[1.0, 2.0], [0.5, -1.0]]
+    assert done.usage.prompt_tokens == 7
+    assert seen == [{"model": "far-model", "input": ["a", [1, 2]], "encoding_format": "float", "dimensions": 2}]
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        ({"data": []}, "bad_embeddings"),
+        ({"data": [{"embedding": []}]}, "bad_embeddings"),
+        ({"data": [{"embedding": [0.0] * (MAX_BYTES // 4 + 1)}]}, "bad_embeddings"),
+        ({"data": [{"embedding": "AAAA"}]}, "bad_answer"),
+        ({}, "bad_answer"),
+    ],
+    ids=["none", "empty", "too large", "base64", "shape"],
+)
+async def test_what_is_not_one_vector_for_each_input_is_the_services_failure(client, server, reply, code):
+    far = await server(router=embedding_server(reply, []))
+    with pytest.raises(BackendFailed) as caught:
+        await collect(client, far.url, task="embedding", messages=None, inputs=["a"])
+    assert caught.value.code == code
 
 
 async def test_cancelling_closes_the_connection(client, server):
@@ -195,3 +231,46 @@ async def test_no_list_anywhere_is_a_failure(client, server):
     with pytest.raises(BackendFailed, match="404"):
         await client.models(far.url)
     assert await client.healthy(f"{far.url}/health") is False
+
+
+async def test_a_key_is_shown_to_the_server_and_to_nobody_else(server):
+    seen: list[str | None] = []
+
+    async def answer(request):
+        seen.append(request.headers.get("authorization"))
+        return Response.json({"error": {"message": "no such key: sesame"}}, 401)
+
+    router = Router()
+    router.add("POST", "/v1/chat/completions", answer)
+    far = await server(router=router)
+    client = RemoteClient(secrets={"authorization": "Bearer sesame"})
+    try:
+        with pytest.raises(BackendFailed) as caught:
+            await collect(client, far.url)
+    finally:
+        await client.aclose()
+    assert seen == ["Bearer sesame"]
+    assert caught.value.message == "the service refuses us: check the key that it was given"
+
+
+async def test_a_slow_reader_slows_the_server_down(client, server):
+    far = await server(texts=["word "] * 3)
+    gate, events = trio.Event(), []
+
+    async def room() -> None:
+        await gate.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.infer, far.url, request(), paced(events.append, room))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not any(isinstance(event, Done) for event in events)
+        gate.set()
+    assert isinstance(events[-1], Done)
+
+
+def test_what_a_server_does_not_understand_is_left_out_or_said_otherwise():
+    avoided = body_of(request(max_tokens=7, temperature=0.7, top_p=0.8, seed=4, top_k=50), avoid=AVOIDABLE)
+    assert avoided.keys() == {"model", "messages", "max_completion_tokens", "top_p", "stream"}
+    said = BadRequest("Unsupported parameter: 'max_tokens'; use 'max_completion_tokens'")
+    assert refused_name(said) == "max_tokens"
+    assert refused_name(BadRequest("the prompt is too long", param="messages")) is None

@@ -1,4 +1,4 @@
-"""What a request asks for beyond the common parameters, in OpenAI's shape for a foreign server."""
+"""What a request asks for beyond the common parameters, in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 def check_wishes(request: InferenceRequest) -> None:
     """Raises BadRequest for what cannot be passed on, or whose answer cannot be passed back."""
-    refuse(request, "a registered service", ("n", "logprobs", "echo"))
+    refuse(request, "an OpenAI-compatible server behind the mesh", ("n", "echo"))
     if request.grammar is not None and request.grammar.kind not in ("json_object", "json_schema"):
         raise BadRequest(
-            "a registered service can be asked for JSON only, not for a regex, choice or grammar",
+            "an OpenAI-compatible server behind the mesh can be asked for JSON only, not for a regex, choice or grammar",
             code="unsupported_parameter",
             param="structured_outputs",
         )
 
 
-def wishes_of(request: InferenceRequest, *, plain: bool) -> dict[str, Any]:
-    """The fields to add to the body. `plain`: without top-k, which we give by default and some servers refuse."""
+def wishes_of(request: InferenceRequest) -> dict[str, Any]:
+    """The fields to add to the body."""
     fields: dict[str, Any] = {}
     for name in ("presence_penalty", "frequency_penalty"):
         if value := getattr(request, name):
@@ -37,14 +37,22 @@ def wishes_of(request: InferenceRequest, *, plain: bool) -> dict[str, Any]:
         fields |= {} if request.parallel_tool_calls else {"parallel_tool_calls": False}
     if request.grammar is not None:
         fields["response_format"] = _response_format(request.grammar)
-    if request.top_k and not plain:
+    if request.top_k:
         fields["top_k"] = request.top_k
+    if request.logprobs is not None:
+        fields |= _probabilities(request, request.logprobs)
     return fields | _extensions(request)
 
 
 def _extensions(request: InferenceRequest) -> dict[str, Any]:
     neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0, "ignore_eos": False}
     return {name: getattr(request, name) for name, nothing in neutral.items() if getattr(request, name) != nothing}
+
+
+def _probabilities(request: InferenceRequest, alternatives: int) -> dict[str, Any]:
+    if request.task == "completion":
+        return {"logprobs": alternatives}
+    return {"logprobs": True} | ({"top_logprobs": alternatives} if alternatives else {})
 
 
 def _tool_choice(request: InferenceRequest) -> str | dict[str, Any]:
