@@ -1,7 +1,7 @@
 """One node working on a request: its time limits, and what is learned of it.
 
 1. An attempt has one time limit at a time: until the first token, counted anew from `Accepted`; then between two tokens. While
-   the client does not keep up there is none: its node is made to wait.
+   the client does not keep up there is none: its node is made to wait; nor until `Accepted` where the model may have to wake.
 2. After the time limit, or a fault of its own, nothing that the node says is passed on.
 3. Where the node counts its engine's steps, `stall.py` gives it up earlier than the time limit would.
 """
@@ -40,10 +40,12 @@ class Attempt:
         numerics: str = "",
         resumes: bool = False,
         attaches: bool = False,
+        may_sleep: bool = False,
         race: Race | None = None,
     ) -> None:
         """`numerics` as the node announces it. `resumes`: behind what another one gave; `attaches`: it goes on with its own.
 
+        `may_sleep`: the model shares an accelerator there. Until its node accepts the request, that node's own limits hold.
         `race`: it is not alone.
         """
         self._node = node
@@ -63,12 +65,13 @@ class Attempt:
         self._first_at = self._last_at = 0.0
         self._queued = False
         self._waits_for_client = False
+        self._may_sleep = may_sleep
         self._stalled = 0.0
         self.worst_gap = 0.0
         """Seconds; the longest wait for a token after the first."""
         self.moved_at = self._sent_at
         """When the node was last seen at work on the request."""
-        self.scope = trio.CancelScope(deadline=self._sent_at + first_token)
+        self.scope = trio.CancelScope(deadline=math.inf if may_sleep else self._sent_at + first_token)
         delivery.course.take("asked")
         if race is not None:
             race.enter(self)
@@ -141,6 +144,9 @@ class Attempt:
         if not self._first_at:
             self.scope.deadline = self.moved_at + self._first_token
             self._delivery.course.take("accepted")
+        if self._may_sleep:
+            # Waking is predicted by itself: what is learned here is how fast it is awake.
+            self._sent_at = self.moved_at
 
     def _on_delta(self, event: Delta) -> None:
         now = trio.current_time()

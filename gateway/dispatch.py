@@ -333,6 +333,7 @@ class Dispatch:
             delivery,
             seen,
             first_token=self._limits.first_token,
+            may_sleep=entry is not None and entry.wake_seconds > 0,
             stall=self._limits.stall,
             numerics=entry.numerics if entry is not None else "",
             resumes=bool(request.prior),

@@ -11,6 +11,7 @@ from gateway.admission import AdmissionLimits
 from gateway.app import Gateway
 from gateway.config import GatewayConfig, check_binding
 from gateway.dispatch import DispatchLimits
+from gateway.model_orders import ModelOrders
 from gateway.registry_view.announce import keep_announcing
 from gateway.registry_view.foreign import ForeignServices
 from gateway.registry_view.store import ServiceStore
@@ -46,6 +47,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         measuring=peer.measuring,
     )
     gateway.dispatch.models.missing = peer.seek
+    ModelOrders(peer.registry, peer.managing, may_administer=gateway.may_administer).mount(gateway.router)
     (WayIn(peer, may_ask=_has_shown_a_key) if config.api_keys else WayIn(peer)).mount(gateway.router)
     async with trio.open_nursery() as mesh:
         await mesh.start(foreign.run)

@@ -25,8 +25,10 @@ from mesh.hearing import Hearing
 from mesh.key_spread import KeySpread
 from mesh.link import LinkSide
 from mesh.links import Links, Watchers
+from mesh.managing import Managing
 from mesh.measuring import Measuring
 from mesh.messages.link import Drained, Heartbeat, Hello, Keys, Leave, Records, Upgrade, UpgradeOffer
+from mesh.messages.manage import Manage, Managed
 from mesh.messages.metrics import Measure, Measured
 from mesh.messages.reachability import DialBack, DialedBack
 from mesh.messages.relay import Incoming, Release, Reserve, Reserved
@@ -85,6 +87,7 @@ class Peer:
         self.registry = Registry(settings.identity.peer_id, mesh=settings.mesh)
         self.trail = Trail()
         self.measuring = Measuring()
+        self.managing = Managing()
         self._transport = transport
         ways = ({"mdns": mdns} if settings.mdns else {}) | dict(discovery or {})
         self._hearing = Hearing(ways, self.trail, self._sighted)
@@ -245,6 +248,7 @@ class Peer:
             *self._links.upgrades.features,
             *self._nat.features,
             *self.measuring.features,
+            *self.managing.features,
             *([ASKS] if self._asks else []),
         ]
         return Hello(mesh=self.mesh, instance=self.instance, record=self._own.sealed, features=features)
@@ -338,6 +342,8 @@ class Peer:
                 self._nat.hear(link, message)
             case Measure() | Measured():
                 self.measuring.hear(link, message)
+            case Manage() | Managed() if self._nursery is not None:
+                self.managing.hear(link, message, self._nursery)
             case _:
                 pass
 

@@ -24,6 +24,7 @@ from node.http import url_of
 from node.keeping import Keeper
 from node.leftovers import FILE, Leftovers
 from node.metrics import Meter
+from node.multiplexer.control import orders_of
 from node.outlets import Outlets
 from node.progress import LoadingProgress
 from node.service import NodeService
@@ -78,6 +79,7 @@ class Node:
             peer = await self._peer()
             self._outlets.tell_network(peer.nat.report)
             peer.measuring.measure = Meter(lambda: [backend.status() for backend in self._backends]).measure
+            peer.managing.manage = orders_of(self._backends)
             self._service.on_change(partial(self._changed, peer))
             self._announce(peer)
             await self._start(nursery, peer)

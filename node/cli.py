@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
+from mesh.errors import Misconfigured
 from mesh.runtime import launch
 from node.config import NodeConfig
+from node.multiplexer.arguments import with_multiplexer_file
 
 if TYPE_CHECKING:
     from mesh.runtime import Program
@@ -16,7 +19,12 @@ DESCRIPTION = "Run models and serve them to a mesh. Without arguments it serves 
 
 def main() -> None:
     """Run the program and exit with its code."""
-    sys.exit(launch("node", NodeConfig, _serve, description=DESCRIPTION))
+    try:
+        argv, environ = with_multiplexer_file(sys.argv[1:], os.environ)
+    except Misconfigured as error:
+        print(f"mesh-node: {error.message}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(launch("node", NodeConfig, _serve, description=DESCRIPTION, argv=argv, environ=environ))
 
 
 async def _serve(program: Program, config: NodeConfig) -> None:

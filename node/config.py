@@ -98,6 +98,23 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
             environment=("HF_AUTO_DISCOVER",),
         ),
     ] = False
+    multiplexer_file: Annotated[
+        Path | None,
+        Option(
+            help="Models that share one accelerator, with the hooks that wake them and put them to sleep; a --config-file with a"
+            " table of models is one too.",
+            metavar="FILE",
+        ),
+    ] = None
+    switch_policy: Annotated[
+        str,
+        Option(
+            help="Let all models of this node share one accelerator, one awake at a time, under this policy: fifo, cost_aware,"
+            " time_slice or an installed one.",
+            metavar="NAME",
+            default_help="that of --multiplexer-file, else all models are awake",
+        ),
+    ] = ""
     backend: Annotated[list[BackendSettings], Option(help="What runs models, one for each [[backend]] of the file.")] = (
         msgspec.field(default_factory=list)
     )

@@ -22,6 +22,7 @@ from mesh.http import Request, Response, Router, serve
 from mesh.http.keys import Guard, KeyedRouter
 from mesh.openai.routes import OpenAIRoutes
 from mesh.openai.translate import model_object
+from node.multiplexer.control import ControlRoutes
 from node.status import node_level, node_report
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class Ports:
             self._openai.guard, self._supervisor.guard = Guard(keys), Guard(keys, administrative=True)
         self.routes = SupervisorRoutes(service)
         self.routes.mount(self._supervisor)
+        ControlRoutes(lambda: service.backends).mount(self._supervisor)
         OpenAIRoutes(service, service.entries).mount(self._openai)
 
     def stop(self) -> None:

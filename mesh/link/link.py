@@ -44,6 +44,7 @@ from mesh.messages.link import (
     Upgrade,
     UpgradeOffer,
 )
+from mesh.messages.manage import Manage, Managed
 from mesh.messages.metrics import Measure, Measured
 from mesh.messages.reachability import DialBack, DialedBack
 from mesh.messages.relay import Incoming, Release, Reserve, Reserved
@@ -316,6 +317,8 @@ class Link:
             case Heartbeat() | Records() | Leave() | Keys() | Upgrade() | UpgradeOffer() | Drained():
                 await self._hear(message)
             case DialBack() | DialedBack() | Reserve() | Reserved() | Release() | Incoming() | Measure() | Measured():
+                await self._hear(message)
+            case Manage() | Managed():
                 await self._hear(message)
             case Malformed(opened=True):
                 served.refuse(message.stream, BadRequest(f"the request has the wrong shape: {message.why}"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mesh.link.features import FEATURES
 from mesh.messages.link import Drained, Heartbeat, Keys, Leave, PathControl, Records, Upgrade, UpgradeOffer
+from mesh.messages.manage import ManageControl
 from mesh.messages.metrics import MetricsControl
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mesh.messages.link import Hello, ModelLoad
     from mesh.service import InferenceService
 
-Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained | PathControl | MetricsControl
+Control = Heartbeat | Records | Leave | Keys | Upgrade | UpgradeOffer | Drained | PathControl | MetricsControl | ManageControl
 """What a link tells its owner."""
 
 

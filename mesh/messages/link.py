@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from mesh.messages.inference import Event, InferenceRequest
+from mesh.messages.manage import ManageControl
 from mesh.messages.metrics import MetricsControl
 from mesh.messages.reachability import DialBack, DialedBack
 from mesh.messages.record import ModelState, SealedRecord
@@ -215,5 +216,6 @@ LinkMessage = (
     | Drained
     | PathControl
     | MetricsControl
+    | ManageControl
     | Unknown
 )

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from mesh.errors import Misconfigured
 from mesh.openai.remote.client import RemoteClient
 from node.backends.adapter import AdapterBackend, adapters_by_base
@@ -27,6 +29,7 @@ from node.backends.unit import Unit
 from node.http import free_pair, url_of
 from node.model_directory import check_model_directory
 from node.models import DEMO_MODEL_ID, demo_model_path
+from node.multiplexer.build import from_file, shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     OnLoading = Callable[[str, Loading], None]
 
 OPENAI_URL = "https://api.openai.com"
-SERVED_BY_US = frozenset({"torch", "mock", "openai", "anthropic", "cli"})
+SERVED_BY_US = frozenset({"torch", "mock", "openai", "anthropic", "cli", "hooks"})
 """Types whose P the node answers; the others are programs that have it for themselves."""
 
 
@@ -53,7 +56,7 @@ class Built:
     @property
     def answers_itself(self) -> bool:
         """True when the program has P for itself; else the node serves it."""
-        return any(isinstance(backend, ProgramBackend) for backend in self.backends)
+        return self.unit.settings.kind not in SERVED_BY_US
 
 
 def build_backends(config: NodeConfig, *, on_loading: OnLoading | None = None) -> Sequence[Backend]:
@@ -66,12 +69,32 @@ def build(config: NodeConfig, *, on_loading: OnLoading | None = None) -> Sequenc
     units = [_with_port(unit) for unit in plan(config)]
     if not config.insecure:
         _check_host(config, units)
+    if config.multiplexer_file is not None:
+        return [_multiplexed(config, config.multiplexer_file, units[0])]
     if config.model and not any(unit.settings.kind == "torch" for unit in units):
         raise Misconfigured(
             f"--model is for the built-in engine; the type {units[0].settings.kind} takes no such models; leave it out"
         )
     first = next((unit for unit in units if unit.settings.kind == "torch"), None)
-    return [Built(unit, _made(config, unit, on_loading, is_first=unit is first)) for unit in units]
+    built = [Built(unit, _made(config, unit, on_loading, is_first=unit is first)) for unit in units]
+    return _sharing(built, config.switch_policy) if config.switch_policy else built
+
+
+def _multiplexed(config: NodeConfig, file: Path, unit: Unit) -> Built:
+    """The models of a multiplexer file, all behind the node's own P."""
+    if config.backend or config.model:
+        raise Misconfigured("--multiplexer-file names all models of its node; leave --model, [[backend]] and their flags out")
+    settings = msgspec.structs.replace(unit.settings, type="hooks")
+    return Built(replace(unit, settings=settings, id="hooks"), from_file(file, config.switch_policy))
+
+
+def _sharing(built: Sequence[Built], policy: str) -> Sequence[Built]:
+    """The same backends, at most one of them awake."""
+    for each in built:
+        if each.answers_itself and len(each.unit.settings.models) != 1:
+            raise Misconfigured(f"{each.unit.settings.where('models')}: to share an accelerator it must name its only model")
+    presented = iter(shared([backend for each in built for backend in each.backends], policy))
+    return [replace(each, backends=[next(presented) for _ in each.backends]) for each in built]
 
 
 async def build_found(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:

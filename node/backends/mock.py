@@ -73,6 +73,8 @@ class MockSettings:
     """A request says nothing more after this many words, and does not end."""
     busy: bool = False
     """Every request is refused with Busy."""
+    wake_seconds: float = 0.0
+    """Above 0 the models share one accelerator, and waking one takes so long."""
 
 
 def fingerprint(prompt: str, seed: int) -> int:
@@ -201,7 +203,7 @@ class MockBackend(Backend):
     """One made-up model; see the head of this file."""
 
     def __init__(self, model: str, settings: MockSettings | None = None) -> None:
-        self._settings = settings = settings or MockSettings()
+        self.settings = self._settings = settings = settings or MockSettings()
         self.entry = ModelEntry(
             id=model,
             state="ready",

@@ -29,6 +29,7 @@ from tests.bench.link import link
 from tests.bench.overload import overload
 from tests.bench.resume import resume
 from tests.bench.routing import routing
+from tests.bench.switches import switches
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
@@ -215,6 +216,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "disconnect": disconnect,
     "routing": routing,
     "affinity": affinity,
+    "switches": switches,
     "endings": lambda fleet, _http: endings(fleet),
 }
 

@@ -27,9 +27,9 @@ def got() -> list:
 
 @pytest.fixture
 def trying(got):
-    def build(*, streamed: bool = True) -> Attempt:
+    def build(*, streamed: bool = True, **more) -> Attempt:
         delivery = Delivery(got.append, streamed=streamed)
-        return Attempt("node", delivery, Observation(), first_token=10.0, stall=20.0)
+        return Attempt("node", delivery, more.pop("seen", None) or Observation(), first_token=10.0, stall=20.0, **more)
 
     return build
 
@@ -97,3 +97,25 @@ async def test_a_client_that_reads_slowly_is_not_the_nodes_fault(autojump_clock,
     assert len(got) == 3
     with pytest.raises(TimedOut, match="no token for 20 s"):
         slow.check()
+
+
+async def test_a_model_that_may_have_to_wake_has_the_time_that_its_node_gives_it(autojump_clock, trying, got):
+    seen = Observation()
+    waking = trying(may_sleep=True, seen=seen)
+    with waking.scope:
+        await trio.sleep(500)
+        for event in (Accepted(), delta(0), DONE):
+            waking.emit(event)
+    waking.check()
+    assert got[-1] == DONE
+    assert seen.ttft == 0
+
+
+async def test_once_it_is_awake_it_has_no_longer_than_others(autojump_clock, trying):
+    awake = trying(may_sleep=True)
+    with awake.scope:
+        await trio.sleep(500)
+        awake.emit(Accepted())
+        await trio.sleep(11)
+    with pytest.raises(TimedOut, match="no first token within 10 s"):
+        awake.check()

@@ -1,5 +1,7 @@
 """Measure the policies on the simulated mesh: `python -m tests.simulation [--out FILE]`. Takes about a minute on one core.
 
+`python -m tests.simulation switches` measures the switch policies of models that share an accelerator instead.
+
 Every figure is a ratio of two runs with the same traffic; three seeds each, percentiles over all of them.
 """
 
@@ -11,6 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.simulation import switches
 from tests.simulation.town import ORACLE, Outcome, Town, simulate
 
 LOADS = (0.4, 0.6, 0.75)
@@ -102,8 +105,12 @@ def crowd_figures() -> list[Figure]:
 def main() -> int:
     """Print the table; the exit code says whether every target was met."""
     options = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    options.add_argument("--out", type=Path, help="also write the figures there, as JSON")
-    out = options.parse_args().out
+    options.add_argument("part", nargs="?", choices=("routing", "switches"), default="routing")
+    options.add_argument("--out", type=Path, help="also write the figures of routing there, as JSON")
+    chosen = options.parse_args()
+    if chosen.part == "switches":
+        return switches.main()
+    out = chosen.out
     figures: list[Figure] = []
     for measure in (*(lambda load=load: latency_figures(load) for load in LOADS), prefix_figures, crowd_figures):
         for figure in measure():
