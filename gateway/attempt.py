@@ -40,13 +40,13 @@ class Attempt:
         numerics: str = "",
         resumes: bool = False,
         attaches: bool = False,
-        race: Race | None = None,
         may_sleep: bool = False,
+        race: Race | None = None,
     ) -> None:
         """`numerics` as the node announces it. `resumes`: behind what another one gave; `attaches`: it goes on with its own.
 
+        `may_sleep`: the model shares an accelerator there. Until its node accepts the request, that node's own limits hold.
         `race`: it is not alone.
-        `may_sleep`: the model shares an accelerator there; until its node accepts the request, that node's own limits hold.
         """
         self._node = node
         self._numerics = numerics
@@ -64,8 +64,8 @@ class Attempt:
         self._sent_at = trio.current_time()
         self._first_at = self._last_at = 0.0
         self._queued = False
-        self._may_sleep = may_sleep
         self._waits_for_client = False
+        self._may_sleep = may_sleep
         self._stalled = 0.0
         self.worst_gap = 0.0
         """Seconds; the longest wait for a token after the first."""
@@ -146,7 +146,7 @@ class Attempt:
             self._delivery.course.take("accepted")
         if self._may_sleep:
             # Waking is predicted by itself: what is learned here is how fast it is awake.
-            self._sent_at = trio.current_time()
+            self._sent_at = self.moved_at
 
     def _on_delta(self, event: Delta) -> None:
         now = trio.current_time()

@@ -111,10 +111,6 @@ def _limits(config: GatewayConfig) -> DispatchLimits:
     )
 
 
-def _has_shown_a_key(_: Request) -> None:
-    """Whoever gets as far as a route of a gateway with keys has shown one."""
-
-
 def _admission(config: GatewayConfig) -> AdmissionLimits:
     return AdmissionLimits(
         requests=config.max_requests,
@@ -122,6 +118,10 @@ def _admission(config: GatewayConfig) -> AdmissionLimits:
         tenant_waiting=config.max_tenant_waiting,
         wait=config.max_wait,
     )
+
+
+def _has_shown_a_key(_: Request) -> None:
+    """Whoever gets as far as a route of a gateway with keys has shown one."""
 
 
 def _url(host: str, port: int) -> str:

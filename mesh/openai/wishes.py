@@ -25,7 +25,7 @@ MAX_DEADLINE = 24 * 3_600_000
 
 
 def as_headers_say(request: Request, inference: InferenceRequest) -> InferenceRequest:
-    """The request with what its headers wish, and with the address it came from. Raises BadRequest."""
+    """The request with what its headers wish, and with who asks from where. Raises BadRequest."""
     headers = request.headers
     wishes: dict[str, Any] = {"client": request.client, "tenant": request.tenant}
     if (text := headers.get(RESUME)) is not None:
