@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway import report
-from gateway.admission import Admission
+from gateway.admission import Admission, AdmissionLimits
+from gateway.capacity import Capacity
 from gateway.dispatch import Dispatch, DispatchLimits
 from gateway.metrics import MetricsRoutes
 from gateway.registry_view.foreign import ForeignServices
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from mesh.registry import Registry
 
 MAX_CLIENT_ID = 128
-MAX_REQUESTS = 1024
 
 
 class Gateway:
@@ -39,13 +39,13 @@ class Gateway:
         foreign: ForeignServices | None = None,
         strategy: str = DEFAULT_POLICY,
         limits: DispatchLimits | None = None,
-        max_requests: int = MAX_REQUESTS,
+        admission: AdmissionLimits | None = None,
         measuring: Measuring | None = None,
     ) -> None:
         """Raises Misconfigured when there is no strategy of that name."""
         self.registry = registry
         self.dispatch = Dispatch(NodeRouter(registry, strategy=strategy), limits=limits)
-        self.service = Admission(self.dispatch, limit=max_requests)
+        self.service = Admission(self.dispatch, Capacity(self.dispatch.router, self.dispatch.models), limits=admission)
         self.topics = Topics(self.dispatch)
         self._measuring = measuring or Measuring()
         self.foreign = foreign or ForeignServices()
@@ -75,7 +75,7 @@ class Gateway:
         return Response.json(found, 200 if found["ready"] else 503)
 
     async def _status(self, _request: Request) -> Response:
-        return Response.json(report.status(self.dispatch))
+        return Response.json({**report.status(self.dispatch), "admission": self.service.report()})
 
     async def _route(self, request: Request) -> Response:
         model = request.query.get("model")

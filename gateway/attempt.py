@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
+from gateway.nonsense import sound_usage
 from mesh.errors import BackendFailed, MeshError, TimedOut
 from mesh.messages.inference import Accepted, Delta, Done
 
 if TYPE_CHECKING:
     from gateway.delivery import Delivery
+    from gateway.hedging import Race
     from gateway.observations import Observation
     from mesh.identity import PeerId
     from mesh.messages.inference import Event
@@ -35,11 +38,14 @@ class Attempt:
         stall: float,
         numerics: str = "",
         resumes: bool = False,
+        race: Race | None = None,
     ) -> None:
-        """`numerics` as the node announces it; `resumes`: it goes on behind what another one gave."""
+        """`numerics` as the node announces it; `resumes`: it goes on behind what another one gave; `race`: it is not alone."""
         self._node = node
         self._numerics = numerics
         self._resumes = resumes
+        self._race = race
+        self._beaten = False
         self._fault: MeshError | None = None
         self._tokens_before = delivery.tokens
         self._delivery = delivery
@@ -51,6 +57,19 @@ class Attempt:
         self._first_at = self._last_at = 0.0
         self._queued = False
         self.scope = trio.CancelScope(deadline=self._sent_at + first_token)
+        delivery.course.take("asked")
+        if race is not None:
+            race.enter(self)
+
+    def lose(self) -> None:
+        """Another node was faster."""
+        if self._first_at or self._beaten:
+            return
+        self._beaten = True
+        # It takes at least so long: who only ever loses must not look fast for ever.
+        if not self._queued and not self.scope.cancel_called:
+            self._seen.saw_first_token(trio.current_time() - self._sent_at)
+        self.scope.cancel()
 
     def emit(self, event: Event) -> None:
         """Pass on one event of the node. One that comes after the time limit is dropped."""
@@ -69,7 +88,7 @@ class Attempt:
 
     def check(self) -> None:
         """Called when the link has returned: raises TimedOut or BackendFailed when the answer is not complete."""
-        if self._delivery.ended:
+        if self._delivery.ended or self._beaten:
             return
         if self._fault is not None:
             raise self._fault
@@ -83,20 +102,24 @@ class Attempt:
         self._accepted = event
         self._queued = event.waiting > 0
         self._seen.reported(event.running, event.waiting, ended=False)
-        if not self._first_at:
+        if not self._first_at and not self.scope.cancel_called:
             self.scope.deadline = trio.current_time() + self._first_token
+            self._delivery.course.take("accepted")
 
     def _on_delta(self, event: Delta) -> None:
         now = trio.current_time()
         if self.scope.cancel_called:
             return
-        if not self._first_at:
-            self._win(now)
-        self._last_at = now
         # Moving a deadline costs more than a token is worth: only when half of it has gone.
-        if self.scope.deadline - now < self._stall / 2:
+        if self._first_at and self.scope.deadline - now < self._stall / 2:
             self.scope.deadline = now + self._stall
         try:
+            if not self._first_at:
+                self._delivery.check(event, anew=not self._resumes)
+                if not self._claim():
+                    return
+                self._win(now)
+            self._last_at = now
             self._delivery.take(event)
         except MeshError as error:
             self._fault = error
@@ -109,7 +132,11 @@ class Attempt:
             self._seen.saw_first_token(now - self._sent_at)
         self._answer()
 
+    def _claim(self) -> bool:
+        return self._race is None or self._race.claim(self)
+
     def _answer(self) -> None:
+        self._delivery.course.take("answered")
         if self._resumes:
             self._delivery.resume(self._node, self._numerics)
         else:
@@ -119,8 +146,17 @@ class Attempt:
         if self._delivery.ended or self.scope.cancel_called:
             return
         if not self._first_at:
+            if not self._claim():
+                return
             self._answer()
         self._seen.reported(event.running, event.waiting, ended=True)
         self._seen.saw_decode(self._last_at - self._first_at, self._delivery.tokens - self._tokens_before - 1)
         self._seen.succeed(trio.current_time() - self._sent_at)
-        self._delivery.finish(event)
+        self._delivery.finish(self._sound(event))
+
+    def _sound(self, done: Done) -> Done:
+        usage = sound_usage(done.usage, given=self._delivery.tokens, most=self._delivery.most_in_all)
+        if usage is done.usage:
+            return done
+        self._seen.fault("absurd_usage")
+        return msgspec.structs.replace(done, usage=usage)

@@ -55,14 +55,32 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
         Option(help="Nodes of one model that are linked at most: the best ones.", metavar="K"),
     ] = LINKS_PER_MODEL
     max_requests: Annotated[
-        int, msgspec.Meta(ge=1), Option(help="Requests under way at once; further ones are answered with 429.")
+        int, msgspec.Meta(ge=1), Option(help="Requests under way or waiting; further ones are answered with 429.")
     ] = 1024
+    max_waiting: Annotated[
+        int, msgspec.Meta(ge=0), Option(help="Requests that may wait for one model while its nodes are full.", metavar="N")
+    ] = 512
+    max_tenant_waiting: Annotated[int, msgspec.Meta(ge=0), Option(help="As --max-waiting, of one tenant.", metavar="N")] = 256
+    max_wait: Annotated[
+        _Seconds,
+        Option(
+            help="How long a request may have to wait for a full model; one that would wait longer is refused at once.",
+            metavar="SECONDS",
+        ),
+    ] = 30.0
     max_failures: Annotated[
         int, msgspec.Meta(ge=1), Option(help="Nodes that may fail on one request before the request is given up.")
     ] = 4
     queue_wait: Annotated[
         _Seconds, Option(help="How long a request waits for a node while none is ready.", metavar="SECONDS")
     ] = 2.0
+    loading_wait: Annotated[
+        _Seconds,
+        Option(help="As --queue-wait, while a node is loading the model; then 503 says how far it is.", metavar="SECONDS"),
+    ] = 30.0
+    hedge: Annotated[
+        bool, Option(help="Ask a second node when the first token is late; as the header x-infermesh-hedge: on.")
+    ] = False
     first_token_timeout: Annotated[
         _Seconds, Option(help="How long a node may take to its first token, once it accepted the request.", metavar="SECONDS")
     ] = 30.0

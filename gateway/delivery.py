@@ -1,7 +1,8 @@
 """One request's answer on its way to the client: what it has got, and where another node would have to go on.
 
 1. The client sees at most one `Accepted`: it is held back until the first `Delta` or `Done`, so that it names the node that won.
-2. The client sees each token once, in order: an event that leaves a gap, or says a token again, is not passed on.
+2. The client sees each token once, in order: an event that leaves a gap, says a token again, belongs to no choice that was asked
+   for or comes after the last token that the request allows, is not passed on.
 3. Another node may go on behind the tokens in `given`, or start over while the client has seen nothing. An answer that is taken
    in one piece is held back until its `Done`, so that the client has seen nothing of it. One that grows over `MAX_HELD` events or
    `MAX_HELD_CHARACTERS` is not held any longer.
@@ -15,7 +16,10 @@ from array import array
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
+from gateway.course import Course
+from gateway.nonsense import MOST_TOKENS
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta
 from mesh.service import room
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_HELD = 16_384
 MAX_HELD_CHARACTERS = 1024 * 1024
+MOST_PIECES_OF_A_TOKEN = 16
+"""A service that knows no tokens may give a token in pieces: the bytes of its text, say."""
 MAX_GIVEN = 262_144
 """Tokens of one answer that are kept to go on behind them: 1 MiB. Longer answers are not resumed."""
 
@@ -34,9 +40,17 @@ MAX_GIVEN = 262_144
 class Delivery:
     """What the client has got so far."""
 
-    def __init__(self, emit: Emit, *, streamed: bool = True, resumable: bool = True) -> None:
+    def __init__(self, emit: Emit, *, streamed: bool = True, resumable: bool = True, choices: int = 1) -> None:
         """`resumable`: the client wants another node to go on rather than an error."""
         self._emit = emit
+        self._choices = choices
+        self.course = Course()
+        self.begun_at: float | None = None
+        """When the client was first told of a node."""
+        self.most = MOST_TOKENS
+        """Tokens that a choice can have."""
+        self._pieces = 0
+        """Of text without tokens."""
         self._streamed = streamed
         self._resumable = resumable
         self._held: list[Event] = []
@@ -56,6 +70,11 @@ class Delivery:
     def tokens(self) -> int:
         """Generated so far, over all choices."""
         return sum(map(len, self.given.values()))
+
+    @property
+    def most_in_all(self) -> int:
+        """Tokens that all choices together can have."""
+        return self.most * self._choices
 
     @property
     def started(self) -> bool:
@@ -80,6 +99,7 @@ class Delivery:
     def start(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
         """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten."""
         self.node, self.numerics = node, numerics
+        self.begun_at = self.begun_at or trio.current_time()
         self.given.clear()
         self._complete.clear()
         self._held.clear()
@@ -92,8 +112,17 @@ class Delivery:
         self.node = node
         self.resumes += 1
 
+    def check(self, first: Delta, *, anew: bool) -> None:
+        """Called with the first output of a node, before the client is told of the node. Raises BackendFailed for nonsense."""
+        self._check_choice(first)
+        if first.token_ids:
+            given = () if anew else self.given.get(first.choice, ())
+            self._check_place(first, len(given))
+            _as_tokens(first.token_ids)
+
     def take(self, delta: Delta) -> None:
         """Pass new output on. Raises BackendFailed when it does not begin where the last one ended."""
+        self._check_choice(delta)
         if delta.choice in self._complete:
             # Who goes on with several choices says again how the complete ones ended.
             return
@@ -104,6 +133,9 @@ class Delivery:
         elif delta.text or delta.reasoning or delta.tool_calls:
             # Text without tokens cannot be told from text that another node would say again.
             self._resumable = False
+            self._pieces += 1
+            if self._pieces > MOST_PIECES_OF_A_TOKEN * self.most_in_all:
+                raise BackendFailed("the node goes on behind the last token that the request allows", code="too_many_tokens")
         self.emit(delta)
 
     def finish(self, done: Done) -> None:
@@ -132,9 +164,22 @@ class Delivery:
         given = self.given.get(delta.choice)
         if given is None:
             given = self.given[delta.choice] = array("I")
-        if delta.offset != len(given):
-            raise BackendFailed(f"the node gave token {delta.offset} where {len(given)} was due", code="bad_tokens")
-        try:
-            given.extend(delta.token_ids)
-        except (OverflowError, TypeError) as error:
-            raise BackendFailed("the node gave a token id that is none", code="bad_tokens") from error
+        self._check_place(delta, len(given))
+        given.extend(_as_tokens(delta.token_ids))
+
+    def _check_choice(self, delta: Delta) -> None:
+        if not 0 <= delta.choice < self._choices:
+            raise BackendFailed(f"the node answered for choice {delta.choice} of {self._choices}", code="bad_tokens")
+
+    def _check_place(self, delta: Delta, due: int) -> None:
+        if delta.offset != due:
+            raise BackendFailed(f"the node gave token {delta.offset} where {due} was due", code="bad_tokens")
+        if due + len(delta.token_ids) > self.most:
+            raise BackendFailed("the node goes on behind the last token that the request allows", code="too_many_tokens")
+
+
+def _as_tokens(ids: list[int]) -> array[int]:
+    try:
+        return array("I", ids)
+    except (OverflowError, TypeError) as error:
+        raise BackendFailed("the node gave a token id that is none", code="bad_tokens") from error

@@ -5,23 +5,31 @@
    `stream_interrupted`, unless the client has seen nothing yet.
 2. A client sees exactly one end: `Done`, or one error; and no `Delta` twice.
 3. A request does not fail for a node's sake while another node is ready, unless it failed on `max_failures` of them.
-4. No node is waited for longer than `queue_wait`, no first token longer than `first_token`, no next one longer than `stall`,
-   and nothing longer than `total`.
+4. No node is waited for longer than `queue_wait`, none that loads the model longer than `loading_wait`, no first token longer
+   than `first_token`, no next one longer than `stall`, and nothing longer than `total`.
 5. Cancelling `infer` cancels the request on its node.
+6. Starting over is paid from a budget, one for failures and one for nodes that were full: a share of the requests. Going on
+   behind what was given is free. Where every request fails, the nodes get little more than every request once.
+7. What happens to a request is told to its `Course`, whose table says what can happen next.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import trio
 
+from gateway.absence import is_loading
 from gateway.attempt import Attempt
+from gateway.budget import Budget
 from gateway.delivery import Delivery
+from gateway.hedging import Hedging, Race, has_room
 from gateway.models import KnownModels
+from gateway.nonsense import IN_ANSWERS, most_tokens
 from gateway.routing.demand import demand_of
 from gateway.routing.filters import refuse_task
 from gateway.routing.snapshot import entry_of
@@ -32,6 +40,7 @@ from mesh.service import paced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.course import Step
     from gateway.routing.router import Router
     from mesh.messages.inference import InferenceRequest
     from mesh.registry import PeerView, RegistryEvent
@@ -42,7 +51,16 @@ POLL = 0.1
 
 logger = logging.getLogger(__name__)
 
+RETRY_SHARE = 0.2
+RETRIES_PER_SECOND = 10.0
+RETRY_BURST = 1024.0
+"""As many as one gateway has under way: whatever a node takes with it when it dies may be tried elsewhere at once."""
+BUSY_SHARE = 1.0
+
 Outcome = Literal["succeeded", "failed", "cancelled"]
+
+
+ENDINGS: dict[Outcome, Step] = {"succeeded": "ended", "failed": "gave_up", "cancelled": "client_left"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +69,9 @@ class DispatchLimits:
 
     max_failures: int = 4
     queue_wait: float = 2.0
+    loading_wait: float = 30.0
+    hedge: bool = False
+    """Hedge requests that say nothing about it, too."""
     first_token: float = 30.0
     stall: float = 60.0
     total: float = 1800.0
@@ -96,12 +117,20 @@ class Dispatch:
         self.totals = Totals()
         self.listeners: list[Callable[[Notice], None]] = []
         self._limits = limits or DispatchLimits()
+        self.hedging = Hedging(always=self._limits.hedge)
+        self.retries = Budget(share=RETRY_SHARE, per_second=RETRIES_PER_SECOND, most=RETRY_BURST)
+        self.busy_retries = Budget(share=BUSY_SHARE, per_second=RETRIES_PER_SECOND, most=RETRY_BURST)
+        self.under_way: set[Delivery] = set()
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the best node; see the head for retries and limits. Raises MeshError."""
         request = msgspec.structs.replace(request, model=self.models.resolve(request.model))
-        delivery, started = Delivery(emit, streamed=request.stream, resumable=request.resume), trio.current_time()
+        delivery = Delivery(emit, streamed=request.stream, resumable=request.resume, choices=request.n)
+        started = trio.current_time()
         self.totals.requests += 1
+        self.under_way.add(delivery)
+        for budget in (self.retries, self.busy_retries, self.hedging.budget):
+            budget.deposit()
         self._tell(Notice(event="started", request=request, delivery=delivery))
         outcome: Outcome = "cancelled"
         try:
@@ -111,6 +140,10 @@ class Dispatch:
             raise
         finally:
             outcome = "succeeded" if delivery.ended else outcome
+            delivery.course.take(ENDINGS[outcome])
+            self.under_way.discard(delivery)
+            if delivery.begun_at is not None:
+                self.hedging.first_tokens.saw(request.model, delivery.begun_at - started)
             if delivery.done is not None and request.task != "embedding":
                 self.router.lengths.saw(request.model, delivery.done.usage.completion_tokens)
             seconds = trio.current_time() - started
@@ -139,21 +172,63 @@ class Dispatch:
 
     async def _search(self, request: InferenceRequest, delivery: Delivery) -> None:
         limits = self._limits
-        search = Search(request.model, demand_of(request), patience=limits.queue_wait, max_failures=limits.max_failures)
+        search = Search(
+            request.model,
+            demand_of(request),
+            patience=limits.queue_wait,
+            loading_patience=limits.loading_wait,
+            max_failures=limits.max_failures,
+        )
+        # No node needs to know from where it came.
+        request = msgspec.structs.replace(request, client="")
         while True:
             node = await self._next_node(search)
             before = delivery.tokens
-            try:
-                await self._attempt(node, request, delivery)
-            except MeshError as error:
-                logger.info("request %s: %s could not answer (%s)", request.request_id, node.record.name, error.code)
-                request = self._after(error, search, request, delivery)
-                if delivery.tokens > before:
-                    search.advanced(node.peer_id, error, patience=limits.resume_wait)
-                else:
-                    search.failed(node.peer_id, error)
-            else:
+            lost = await self._let_answer(node, request, delivery, search)
+            if lost is None:
                 return
+            node, error = lost
+            logger.info("request %s: %s could not answer (%s)", request.request_id, node.record.name, error.code)
+            request = self._after(error, search, request, delivery)
+            delivery.course.take("go_on" if request.prior else "start_over")
+            if delivery.tokens > before:
+                search.advanced(node.peer_id, error, patience=limits.resume_wait)
+            else:
+                search.failed(node.peer_id, error)
+                self._pay(error, request, search)
+
+    def _pay(self, error: MeshError, request: InferenceRequest, search: Search) -> None:
+        """Raises what the client is told when too many requests start over already."""
+        budget = self.retries if is_failure(error) else self.busy_retries
+        if not request.prior and not budget.withdraw():
+            raise search.verdict()
+
+    async def _let_answer(
+        self, node: PeerView, request: InferenceRequest, delivery: Delivery, search: Search
+    ) -> tuple[PeerView, MeshError] | None:
+        """Let a node answer, or two where the first is late. None when the answer is complete; else who was lost, and how."""
+
+        async def attempt(node: PeerView, race: Race | None = None) -> None:
+            await self._attempt(node, request, delivery, race)
+
+        patience = None if request.prior else self.hedging.patience(request)
+        if patience is None:
+            try:
+                await attempt(node)
+            except MeshError as error:
+                return node, error
+            return None
+        lost = await self.hedging.race(node, attempt, partial(self._others, node, search), delivery, patience)
+        if not lost:
+            return None
+        for loser, why in lost[:-1]:
+            search.failed(loser.peer_id, why)
+        return lost[-1]
+
+    def _others(self, node: PeerView, search: Search) -> list[PeerView]:
+        """Who could take the request beside this node, at once, best first."""
+        ranked = self.router.rank(search.model, demand=search.demand, without={*search.tried, node.peer_id})
+        return [self.router.registry.peers[item.candidate.peer_id] for item in ranked if has_room(item.candidate)]
 
     @staticmethod
     def _after(error: MeshError, search: Search, request: InferenceRequest, delivery: Delivery) -> InferenceRequest:
@@ -177,7 +252,7 @@ class Dispatch:
         if node is None and search.worth_waiting:
             node = await self._wait_for_node(search)
         if node is None:
-            raise search.verdict()
+            raise search.verdict(self.router.registry.nodes(search.model))
         return node
 
     def _choose(self, search: Search) -> PeerView | None:
@@ -190,20 +265,24 @@ class Dispatch:
             search.tried.discard(event.peer.peer_id)
             changed.set()
 
-        started, node = trio.current_time(), None
+        started = trio.current_time()
         unsubscribe = self.router.registry.subscribe(listen)
         try:
-            with trio.move_on_after(search.patience):
-                while (node := self._choose(search)) is None:
-                    with trio.move_on_after(POLL):
-                        await changed.wait()
-                    changed = trio.Event()
+            while (node := self._choose(search)) is None:
+                patience = search.patience
+                if is_loading(self.router.registry.nodes(search.model), search.model):
+                    patience = max(patience, search.loading_patience)
+                if (left := started + patience - trio.current_time()) <= 0:
+                    break
+                with trio.move_on_after(min(POLL, left)):
+                    await changed.wait()
+                changed = trio.Event()
         finally:
             unsubscribe()
-            search.patience -= trio.current_time() - started
+            search.waited(trio.current_time() - started)
         return node
 
-    async def _attempt(self, node: PeerView, request: InferenceRequest, delivery: Delivery) -> None:
+    async def _attempt(self, node: PeerView, request: InferenceRequest, delivery: Delivery, race: Race | None = None) -> None:
         """Let one node answer. Raises what it raised, or TimedOut; returns once `Done` was delivered."""
         if node.link is None:
             raise Unavailable(f"the link to {node.record.name} was lost", code="link_lost")
@@ -217,7 +296,9 @@ class Dispatch:
             stall=self._limits.stall,
             numerics=entry.numerics if entry is not None else "",
             resumes=bool(request.prior),
+            race=race,
         )
+        delivery.most = most_tokens(request, entry)
         request = _with_time_left(request, delivery)
         delivery.attempts += 1
         seen.begin(trio.current_time())
@@ -230,9 +311,13 @@ class Dispatch:
                 return
             if is_failure(error):
                 seen.fail(trio.current_time())
+            if error.code in IN_ANSWERS:
+                seen.fault(error.code)
             raise
         finally:
             seen.end()
+            if race is not None:
+                race.leave(attempt)
 
 
 def _with_time_left(request: InferenceRequest, delivery: Delivery) -> InferenceRequest:

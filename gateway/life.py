@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from gateway.admission import AdmissionLimits
 from gateway.app import Gateway
 from gateway.config import GatewayConfig, check_binding
 from gateway.dispatch import DispatchLimits
@@ -39,7 +40,7 @@ async def serve(program: Program, config: GatewayConfig) -> None:
         foreign=foreign,
         strategy=config.strategy,
         limits=_limits(config),
-        max_requests=config.max_requests,
+        admission=_admission(config),
         measuring=peer.measuring,
     )
     gateway.dispatch.models.missing = peer.seek
@@ -98,9 +99,20 @@ def _limits(config: GatewayConfig) -> DispatchLimits:
     return DispatchLimits(
         max_failures=config.max_failures,
         queue_wait=config.queue_wait,
+        loading_wait=config.loading_wait,
+        hedge=config.hedge,
         first_token=config.first_token_timeout,
         stall=config.stall_timeout,
         total=config.request_timeout,
+    )
+
+
+def _admission(config: GatewayConfig) -> AdmissionLimits:
+    return AdmissionLimits(
+        requests=config.max_requests,
+        waiting=config.max_waiting,
+        tenant_waiting=config.max_tenant_waiting,
+        wait=config.max_wait,
     )
 
 

@@ -9,8 +9,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from gateway.nonsense import is_absurd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,11 +28,15 @@ SUSPECT_FIRST = 0.5
 SUSPECT_MAX = 30.0
 MAX_PAIRS = 4096
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Observation:
     """One model on one node, as seen from here. Times in seconds."""
 
+    about: str = "a node"
+    """Node and model, for people."""
     in_flight: int = 0
     ttft: float | None = None
     itl: float | None = None
@@ -40,9 +48,14 @@ class Observation:
     failed: int = 0
     total_latency: float = 0.0
     """Of the requests that succeeded."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """Nonsense that it said, see `nonsense.py`."""
     _report: ModelLoad | None = field(default=None, repr=False)
     _reported: int = 0
     _in_flight_then: int = 0
+    _moves: int = 0
+    _moves_then: int = -1
+    """Requests that came and went, and how many had at the last report that said there were none."""
 
     @property
     def latency(self) -> float | None:
@@ -53,10 +66,23 @@ class Observation:
         """It failed a moment ago, or one request is finding out whether it still does."""
         return now < self.suspect_until or (self.failures_in_row > 0 and self.in_flight > 0)
 
+    def breaker(self, now: float) -> Literal["closed", "open", "half_open"]:
+        """Closed: it is used like any other. Open: only when there is no other. Half open: for one request at a time."""
+        if not self.failures_in_row:
+            return "closed"
+        return "open" if now < self.suspect_until else "half_open"
+
+    def fault(self, kind: str) -> None:
+        """It said something that no sound node would."""
+        self.faults[kind] += 1
+        if self.faults[kind] == 1:
+            logger.warning("%s said nonsense (%s); it is counted in /status from now on", self.about, kind)
+
     def busy(self, load: ModelLoad) -> int:
         """Requests running or waiting there: the newest report, plus what we sent and minus what ended since."""
         if load is not self._report:
             self._report = load
+            self._judge(load)
             self._take_report(max(0, load.running) + max(0, load.waiting))
         return max(0, self._reported + self.in_flight - self._in_flight_then, self.in_flight)
 
@@ -66,6 +92,16 @@ class Observation:
             self._take_report(max(0, running) + max(0, waiting))
             self._in_flight_then -= ended
 
+    def _judge(self, load: ModelLoad) -> None:
+        if is_absurd(load):
+            self.fault("absurd_load")
+        if load.running or load.waiting or not self.in_flight:
+            self._moves_then = -1
+        elif self._moves_then == self._moves:
+            self.fault("idle_while_working")
+        else:
+            self._moves_then = self._moves
+
     def _take_report(self, busy: int) -> None:
         self._reported = busy
         self._in_flight_then = self.in_flight
@@ -73,12 +109,14 @@ class Observation:
     def begin(self, now: float) -> None:
         """A request goes there."""
         self.in_flight += 1
+        self._moves += 1
         self.requests += 1
         self.tried_at = now
 
     def end(self) -> None:
         """The request of one `begin` is over, however it ended."""
         self.in_flight -= 1
+        self._moves += 1
 
     def succeed(self, latency: float) -> None:
         """It ended with `Done`."""
@@ -122,7 +160,7 @@ class Observations:
         found = self._pairs.get((peer_id, model))
         if found is None:
             self._make_room()
-            found = self._pairs[peer_id, model] = Observation()
+            found = self._pairs[peer_id, model] = Observation(about=f"{model} on {peer_id}")
         return found
 
     def known(self, peer_id: PeerId, models: Iterable[str]) -> list[Observation]:

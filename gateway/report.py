@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from gateway.routing.demand import Demand
 from gateway.routing.filters import sieve
+from gateway.routing.plugins import policy_failures
 from gateway.routing.snapshot import entry_of, state_of
 from mesh.health import USABLE, Level, level
 from mesh.loopback import Loopback
@@ -75,7 +77,19 @@ def status(dispatch: Dispatch) -> Json:
     """The body of `GET /status`: one backend per node."""
     totals = dispatch.totals
     backends = [backend(view, dispatch) for view in node_views(dispatch)]
-    return status_report(backends, requests=totals.requests, successful=totals.succeeded, failed=totals.failed)
+    common = status_report(backends, requests=totals.requests, successful=totals.succeeded, failed=totals.failed)
+    return {**common, **dispatching(dispatch)}
+
+
+def dispatching(dispatch: Dispatch) -> Json:
+    """How dispatch does, beside the totals."""
+    hedging = dispatch.hedging
+    return {
+        "requests": dict(Counter(delivery.course.state for delivery in dispatch.under_way)),
+        "retries_refused": dispatch.retries.refused + dispatch.busy_retries.refused,
+        "hedged": {"requests": hedging.hedged, "won": hedging.won, "refused": hedging.budget.refused},
+        "strategy": {"name": dispatch.router.strategy, "failures": policy_failures(dispatch.router.policy)},
+    }
 
 
 def backend(view: PeerView, dispatch: Dispatch) -> Json:
@@ -93,7 +107,18 @@ def backend(view: PeerView, dispatch: Dispatch) -> Json:
             for entry in view.record.models
         ],
         "metrics": _metrics(view, _seen(view, dispatch)),
+        "faults": dict(sum((seen.faults for seen in _seen(view, dispatch)), Counter[str]())),
+        "breakers": _breakers(view, dispatch),
     }
+
+
+def _breakers(view: PeerView, dispatch: Dispatch) -> dict[str, str]:
+    """By model: those that are not closed."""
+    now, observations = trio.current_time(), dispatch.router.observations
+    states = {
+        entry.id: seen.breaker(now) for entry in view.record.models for seen in observations.known(view.peer_id, (entry.id,))
+    }
+    return {model: state for model, state in states.items() if state != "closed"}
 
 
 def _seen(view: PeerView, dispatch: Dispatch) -> list[Observation]:

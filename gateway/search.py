@@ -11,26 +11,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.absence import RETRY_AFTER, absence
 from mesh.errors import BackendFailed, Busy, MeshError, Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gateway.routing.demand import Demand
     from mesh.identity import PeerId
-
-RETRY_AFTER = 2.0
-"""Seconds that a client is asked to wait when nobody can serve it."""
+    from mesh.registry import PeerView
 
 OUT_OF_DATE = frozenset(("model_not_found", "request_in_progress"))
 """The node serves the model no longer, or has not noticed yet that the first try of the same request was lost."""
 
 
 class Search:
-    """What is remembered between the attempts of one request. `patience`: seconds it may still wait for a node."""
+    """What is remembered between the attempts of one request.
 
-    def __init__(self, model: str, demand: Demand, *, patience: float, max_failures: int) -> None:
+    `patience`: seconds it may still wait for a node; `loading_patience`: for one that loads the model.
+    """
+
+    def __init__(self, model: str, demand: Demand, *, patience: float, max_failures: int, loading_patience: float = 0.0) -> None:
         self.model = model
         self.demand = demand
         self.patience = patience
+        self.loading_patience = loading_patience
         self.tried: set[PeerId] = set()
         self.numerics = ""
         """Nodes that compute like this come first; empty: any."""
@@ -60,13 +65,22 @@ class Search:
     @property
     def worth_waiting(self) -> bool:
         """True when the nodes were away, not full or broken: one may be back in a moment."""
-        return self.patience > 0 and all(isinstance(error, Unavailable) or error.code == "worker_died" for error in self._errors)
+        return max(self.patience, self.loading_patience) > 0 and all(
+            isinstance(error, Unavailable) or error.code == "worker_died" for error in self._errors
+        )
 
-    def verdict(self) -> MeshError:
-        """What the client is told: that nodes were full if any was, else what the last one said."""
+    def waited(self, seconds: float) -> None:
+        """So long for a node that was not there."""
+        self.patience -= seconds
+        self.loading_patience -= seconds
+
+    def verdict(self, views: Iterable[PeerView] = ()) -> MeshError:
+        """What the client is told: that nodes were full if any was, else what the last one said.
+
+        When none was asked, how far the model's nodes are: `views`.
+        """
         if not self._errors:
-            message = f"no node can serve {self.model!r} right now; try again in {RETRY_AFTER:g} s"
-            return Unavailable(message, code="model_unavailable", retry_after=RETRY_AFTER)
+            return absence(self.model, views)
         error = next((error for error in reversed(self._errors) if isinstance(error, Busy)), self._errors[-1])
         if error.retry_after is None and isinstance(error, (Busy, Unavailable)):
             error.retry_after = RETRY_AFTER

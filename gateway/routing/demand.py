@@ -40,6 +40,8 @@ class Demand:
     prompt_tokens: int = 0
     output_limit: int | None = None
     affinity: bytes = b""
+    client: bytes = b""
+    """Where it came from; counts where nothing better says what it belongs to."""
     blocks: tuple[bytes, ...] = ()
 
 
@@ -51,6 +53,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         prompt_tokens=_text_bytes(request) // BYTES_PER_TOKEN,
         output_limit=request.max_tokens,
         affinity=_hash(root, request.affinity) if request.affinity else b"",
+        client=_hash(root, f"\0{request.client}") if request.client else b"",
         blocks=tuple(_blocks(root, request)),
     )
 

@@ -11,6 +11,7 @@ import logging
 import math
 from collections import Counter
 from importlib.metadata import entry_points
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gateway.routing.policies import DEFAULT_POLICY, POLICIES
@@ -47,6 +48,11 @@ def policy_named(name: str) -> Policy:
     return Contained(name, policy)
 
 
+def policy_failures(policy: Policy) -> dict[str, int]:
+    """How often a plug-in was passed over, by what was wrong; nothing for a policy of ours."""
+    return dict(policy.failures) if isinstance(policy, Contained) else {}
+
+
 class Contained:
     """A plug-in as a policy that always answers."""
 
@@ -59,9 +65,10 @@ class Contained:
     def __call__(self, snapshot: Snapshot) -> list[Ranked]:
         """What the plug-in says, or the default policy instead of it."""
         try:
-            ranked: list[Any] = list(self._policy(snapshot))
+            # One more than there can be: who gives them without end is stopped here.
+            ranked: list[Any] = list(islice(self._policy(snapshot), len(snapshot.candidates) + 1))
             fault = _fault(ranked, snapshot)
-        except Exception as error:  # noqa: BLE001 - somebody else's code; a request must not fail for it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code; a request must not fail for it
             ranked, fault = [], f"it raised {type(error).__name__}"
         if fault is None:
             return ranked

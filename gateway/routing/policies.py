@@ -70,8 +70,8 @@ def predicted_latency(snapshot: Snapshot) -> list[Ranked]:
 def prefix_affinity(snapshot: Snapshot) -> list[Ranked]:
     """The node that has most of the prompt in its cache, unless it would finish much later than the best one.
 
-    A prompt that nobody has yet goes where its beginning belongs, the same for all gateways; one with an affinity of its own
-    goes where that belongs.
+    A prompt that nobody has yet goes where its beginning belongs, the same for all gateways, or one too short for that where its
+    client belongs; one with an affinity of its own goes where that belongs.
     """
     ordered = predicted_latency(snapshot)
     if snapshot.affinity:
@@ -80,7 +80,8 @@ def prefix_affinity(snapshot: Snapshot) -> list[Ranked]:
     if most:
         holders = [item for item in ordered if item.candidate.cached == most]
         return favour(snapshot, ordered, min(holders, key=_score).candidate)
-    return favour(snapshot, ordered, keeper(snapshot.prefix, snapshot.candidates)) if snapshot.prefix else ordered
+    belongs = snapshot.prefix or snapshot.client
+    return favour(snapshot, ordered, keeper(belongs, snapshot.candidates)) if belongs else ordered
 
 
 def _optimistic(scored: list[Ranked]) -> list[Ranked]:

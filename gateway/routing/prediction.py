@@ -33,6 +33,11 @@ def predict(snapshot: Snapshot) -> list[Ranked]:
     return [_predict(candidate, snapshot, best_itl) for candidate in snapshot.candidates]
 
 
+def measured(candidate: Candidate) -> bool:
+    """True when its speed is known, so that its prediction is more than a guess."""
+    return _known_itl(candidate) is not None
+
+
 def _predict(candidate: Candidate, snapshot: Snapshot, best_itl: float) -> Ranked:
     rtt = ASSUMED_RTT if candidate.rtt is None else candidate.rtt
     # The more of its slots are taken, the longer each engine step takes.

@@ -14,6 +14,7 @@ from gateway.routing.filters import sieve
 from gateway.routing.lengths import OutputLengths
 from gateway.routing.plugins import policy_named
 from gateway.routing.policies import DEFAULT_POLICY
+from gateway.routing.prediction import measured, predict
 from gateway.routing.prefixes import SeenPrefixes
 from gateway.routing.snapshot import Snapshot, candidates_of, entry_of, state_of
 
@@ -54,6 +55,14 @@ class Router:
         views = [view for view in kept if view.peer_id not in without]
         return (self.policy(self._snapshot(model, demand, views)) if views else []), passed
 
+    def fastest(self, model: str, *, demand: Demand) -> float | None:
+        """Seconds in which the best node would have answered; None while there is one whose speed is not known."""
+        kept, _ = sieve(self.registry.nodes(model), model, demand)
+        if not kept:
+            return None
+        predicted = predict(self._snapshot(model, demand, kept))
+        return min(item.score for item in predicted) if all(measured(item.candidate) for item in predicted) else None
+
     def choose(self, model: str, *, demand: Demand, without: Collection[PeerId] = (), numerics: str = "") -> PeerView | None:
         """The node to try next; None when there is none beside `without`. A retry does not take another turn.
 
@@ -84,6 +93,7 @@ class Router:
             output_tokens=expected if demand.output_limit is None else min(expected, demand.output_limit),
             affinity=demand.affinity,
             prefix=demand.blocks[0] if demand.blocks else b"",
+            client=demand.client,
             turn=self._turns[model],
             draws=(self._draw(), self._draw(), self._draw()),
         )

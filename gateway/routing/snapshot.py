@@ -73,6 +73,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of one conversation or user have the same; empty: any node is as good."""
     prefix: bytes = b""
     """Requests that begin with the same text have the same; empty: there is no text."""
+    client: bytes = b""
+    """Requests from the same address have the same."""
     turn: int = 0
     """How many requests for this model were routed before this one."""
     draws: tuple[float, float, float] = (0.0, 0.0, 0.5)

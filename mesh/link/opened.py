@@ -133,7 +133,10 @@ class OpenedRequests:
         entry = self._requests.get(number)
         if entry is not None:
             self._cancel(number, entry)
-            self._end(number, BackendFailed(f"the node answered with a message that this version cannot read: {why}"))
+            self._end(
+                number,
+                BackendFailed(f"the node answered with a message that this version cannot read: {why}", code="bad_message"),
+            )
 
     def lose(self, why: str) -> None:
         """The link ended: every request on it fails."""

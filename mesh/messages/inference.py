@@ -81,6 +81,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Milliseconds left when it was sent; no two machines compare wall clocks."""
     priority: int = 0
     """Higher is served earlier where requests wait for one engine."""
+    hedge: bool | None = None
+    """Whether a gateway may ask a second node when the first is late; None: as the gateway is set up. Nodes ignore it."""
+    client: str = ""
+    """The address that it came from, for the gateway alone: no node is told."""
     resume: bool = True
     """False: an answer that is lost in the middle is an error, no other node goes on with it."""
     prior: list[list[int]] = []

@@ -13,10 +13,9 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
 import trio
 
-from mesh.errors import BackendFailed, BadRequest
+from mesh.errors import BackendFailed
 from mesh.http.errors import INTERNAL, error_response, public_error
 from mesh.http.message import Response, StreamingResponse, StreamWriter
 from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest
@@ -26,6 +25,7 @@ from mesh.openai.errors import error_event, model_not_found
 from mesh.openai.parse import parse_chat, parse_completion
 from mesh.openai.reply_headers import Headers, ignored_header, node_headers
 from mesh.openai.translate import Identity, chat_inference, completion_inference, model_object
+from mesh.openai.wishes import as_headers_say
 from mesh.openai.wording import Wording
 from mesh.service import paced
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 MAX_REPLY_CHARACTERS = 8 * 1024 * 1024
 """In one answer that is not streamed: a node that talks without end must not fill our memory."""
-RESUME = "x-infermesh-resume"
 SEED = "x-infermesh-seed"
 _SEED_BITS = 53
 """Of a seed that we draw: a client whose numbers are doubles can send it back."""
@@ -57,7 +56,7 @@ class OpenAIRoutes:
         """Add the routes."""
         router.add("POST", "/v1/chat/completions", self._chat)
         router.add("POST", "/v1/completions", self._complete)
-        EmbeddingRoutes(self._service, _as_headers_say).mount(router)
+        EmbeddingRoutes(self._service, as_headers_say).mount(router)
         router.add("GET", "/v1/models", self._models)
         router.add("GET", "/models", self._models)
         router.add("GET", "/v1/models/{id...}", self._model)
@@ -76,12 +75,12 @@ class OpenAIRoutes:
 
     async def _chat(self, request: Request) -> Response | StreamingResponse:
         parsed = parse_chat(request)
-        inference = _as_headers_say(request, chat_inference(parsed.body, _identity()))
+        inference = as_headers_say(request, chat_inference(parsed.body, _identity()))
         return await self._answer("chat", parsed.body, inference, parsed.ignored)
 
     async def _complete(self, request: Request) -> Response | StreamingResponse:
         parsed = parse_completion(request)
-        inference = _as_headers_say(request, completion_inference(parsed.body, _identity()))
+        inference = as_headers_say(request, completion_inference(parsed.body, _identity()))
         return await self._answer("completion", parsed.body, inference, parsed.ignored)
 
     async def _answer(
@@ -194,13 +193,6 @@ def _ended(done: Done | None) -> Done:
     if done is None:
         raise BackendFailed("the answer ended without saying that it was complete; try again")
     return done
-
-
-def _as_headers_say(request: Request, inference: InferenceRequest) -> InferenceRequest:
-    wish = request.headers.get(RESUME, "on").lower()
-    if wish not in ("on", "off"):
-        raise BadRequest(f"the header {RESUME} is on or off, not {wish[:32]!r}", param=RESUME)
-    return inference if wish == "on" else msgspec.structs.replace(inference, resume=False)
 
 
 def _identity() -> Identity:

@@ -25,12 +25,18 @@ class Rules:
     softcap: float | None = None
     sinks: Tensor | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Torch's own function computes it."""
+        return self.softcap is None and self.sinks is None
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Query [batch, groups, rows, dim]; `mask` is True where a row may look, None: every row up to itself.
+        """Query [batch, groups, rows, dim]; `mask` is True where a row may look, or added to the scores; None:
+        every row looks up to itself.
 
         `sinks` are taken in the order of the query's heads, which stand in `groups`, or in `groups` and `rows`.
         """
-        if self.softcap is None and self.sinks is None:
+        if self.plain:
             return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scaling)
         scaling = self.scaling if self.scaling is not None else query.shape[-1] ** -0.5
         scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
@@ -38,7 +44,7 @@ class Rules:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         if mask is None:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         if self.sinks is not None:
             scores = torch.cat([scores, self._sink_column(scores)], dim=-1)
         shares = scores.softmax(-1)[..., : key.shape[-2]]

@@ -1,6 +1,7 @@
 """`make bench`: measure on real processes, assert the targets, write docs/benchmarks.json and the table in docs/benchmarks.md.
 
-`python -m tests.bench link` measures only the parts that it names, and writes nothing.
+`python -m tests.bench link` measures only the parts that it names, and writes nothing. `overload`, `disconnect` and `routing`
+have a short form, for trying out: `python -m tests.bench --short overload`.
 
 Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
 """
@@ -12,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,10 @@ from rich.progress import track
 
 from tests.bench import registry
 from tests.bench.affinity import affinity
+from tests.bench.disconnect import disconnect
 from tests.bench.link import link
+from tests.bench.overload import overload
+from tests.bench.routing import routing
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
 
@@ -203,29 +208,41 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "link": lambda _fleet, _http: link(),
     "gateway": through_gateway,
     "engine": demo_engine,
+    "overload": overload,
+    "disconnect": disconnect,
+    "routing": routing,
     "affinity": affinity,
     "endings": lambda fleet, _http: endings(fleet),
 }
 
 
-async def measure(parts: Sequence[str]) -> list[Figure]:
+SHORT: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]] = {
+    "overload": partial(overload, seconds=10.0),
+    "disconnect": partial(disconnect, rounds=40),
+    "routing": partial(routing, seconds=10.0),
+}
+
+
+async def measure(parts: Sequence[str], *, short: bool = False) -> list[Figure]:
     """The parts one after another: the machine has two cores."""
     with tempfile.TemporaryDirectory(prefix="infermesh-bench-") as folder:
         fleet = Fleet(Path(folder))
         try:
             async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
-                return [figure for part in parts for figure in await PARTS[part](fleet, http)]
+                chosen = {**PARTS, **SHORT} if short else PARTS
+                return [figure for part in parts for figure in await chosen[part](fleet, http)]
         finally:
             fleet.end()
 
 
-def main(asked: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
+    asked = [word for word in words if word != "--short"]
     unknown = [part for part in asked if part not in PARTS]
     if unknown:
         print(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
         return 2
-    figures = trio.run(measure, asked or [*PARTS])
-    if not asked:
+    figures = trio.run(partial(measure, asked or [*PARTS], short="--short" in words))
+    if not words:
         write(figures)
     return report(figures)
 

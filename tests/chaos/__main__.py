@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,9 @@ SURVIVE = "survive"
 
 def main() -> int:
     options = parsed()
+    # In the background of a shell it is ignored; and whoever ends this must end its programs too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     if options.merge:
         return report(publish(merged(options.folder)))
     logs = Path(tempfile.mkdtemp(prefix="infermesh-chaos-"))

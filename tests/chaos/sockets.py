@@ -62,10 +62,8 @@ async def _listen(url: str, message: dict[str, Any], reader: _Reader) -> None:
     try:
         async with connect(url.replace("http", "ws", 1) + "/ws/chaos") as socket:
             await socket.send(json.dumps(message))
-            async for text in socket:
-                reader.take(json.loads(text))
-                if reader.answer.ends:
-                    return
+            while not reader.answer.ends:
+                reader.take(json.loads(await socket.recv()))
     except (WebSocketException, OSError):
         # Nothing was said of an end: the caller sees that the stream is not complete.
         return

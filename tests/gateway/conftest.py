@@ -74,11 +74,11 @@ class Node:
         finally:
             self.ended.set()
 
-    def announce(self, state: str = "ready", *, running: int = 0, waiting: int = 0) -> None:
+    def announce(self, state: str = "ready", *, running: int = 0, waiting: int = 0, slots: int = 4) -> None:
         self.models = [
             ModelEntry(id=entry.id, aliases=entry.aliases, state=state, numerics=self.numerics) for entry in self.models
         ]
-        load = ModelLoad(state=state, running=running, waiting=waiting, slots=4, uptime=77 if state == "ready" else 0)
+        load = ModelLoad(state=state, running=running, waiting=waiting, slots=slots, uptime=77 if state == "ready" else 0)
         self.peer.announce(self.models, {entry.id: load for entry in self.models})
 
     def kill(self) -> None:

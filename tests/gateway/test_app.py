@@ -1,5 +1,6 @@
 import json
 import secrets
+from contextlib import AsyncExitStack
 
 import httpx2
 import msgspec
@@ -9,6 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
 from gateway import delivery, websocket
+from gateway.admission import AdmissionLimits
 from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
@@ -36,7 +38,7 @@ class Served:
 
 @pytest.fixture
 async def served(mesh, nursery):
-    gateway = Gateway(mesh.gateway.registry, strategy="round_robin", limits=DispatchLimits(queue_wait=0.2), max_requests=100)
+    gateway = Gateway(mesh.gateway.registry, strategy="round_robin", limits=DispatchLimits(queue_wait=0.2))
     stopping = trio.Event()
     nursery.start_soon(gateway.run)
     holder: list[Served] = []
@@ -78,7 +80,8 @@ class Client:
                 return message
 
     async def infer(self, request_id: str, **more) -> None:
-        await self.say(**{"type": "inference", "request_id": request_id, "model": "m", "inputs": "hi", "stream": True} | more)
+        asked = {"model": "m", "inputs": "hi", "stream": True, "parameters": {"max_new_tokens": 100_000}}
+        await self.say(type="inference", request_id=request_id, **asked | more)
 
 
 @pytest.fixture
@@ -214,7 +217,7 @@ async def test_openai_errors_of_dispatch_reach_the_client(served, http, mesh, fa
 
 async def begin_stream(port: int) -> trio.SocketStream:
     """A raw client that has read the first chunk of a stream: it can go away at any moment."""
-    body = b'{"model": "m", "prompt": "hi", "stream": true}'
+    body = b'{"model": "m", "prompt": "hi", "stream": true, "max_tokens": 100000}'
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     await stream.send_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
     received = b""
@@ -225,7 +228,7 @@ async def begin_stream(port: int) -> trio.SocketStream:
 
 
 async def test_a_full_gateway_answers_429(mesh, nursery, http):
-    gateway = Gateway(mesh.gateway.registry, max_requests=1)
+    gateway = Gateway(mesh.gateway.registry, admission=AdmissionLimits(requests=1))
     port = await nursery.start(serve, gateway.router, "127.0.0.1", 0)
     await mesh.node(endless)
     async with await begin_stream(port):
@@ -235,6 +238,41 @@ async def test_a_full_gateway_answers_429(mesh, nursery, http):
     await mesh.until(lambda: gateway.service.in_flight == 0)
     answer = await http.post(f"http://127.0.0.1:{port}/v1/completions", json={"model": "m", "prompt": "hi"})
     assert answer.status_code == 200
+
+
+async def test_who_waits_in_line_and_goes_away_leaves_it(mesh, nursery, http):
+    gateway = Gateway(mesh.gateway.registry)
+    port = await nursery.start(serve, gateway.router, "127.0.0.1", 0)
+    node = await mesh.node(*[endless] * 9)
+    async with AsyncExitStack() as streams:
+        for _ in range(5):
+            await streams.enter_async_context(await begin_stream(port))
+        body = b'{"model": "m", "prompt": "hi"}'
+        async with await trio.open_tcp_stream("127.0.0.1", port) as waiting:
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-infermesh-priority: 3\r\ncontent-length: %d\r\n\r\n" % len(
+                body
+            )
+            await waiting.send_all(head + body)
+            await mesh.until(lambda: gateway.service.report()["waiting"] == 1)
+            told = (await http.get(f"http://127.0.0.1:{port}/status")).json()
+            assert told["admission"]["models"]["m"]["under_way"] == 5
+            assert told["requests"] == {"streaming": 5}
+        await mesh.until(lambda: gateway.service.report()["waiting"] == 0)
+    await mesh.until(lambda: gateway.service.in_flight == 0)
+    assert len(node.requests) == 5
+
+
+async def test_a_full_line_answers_429_and_says_when_to_come_back(mesh, nursery, http):
+    gateway = Gateway(mesh.gateway.registry, admission=AdmissionLimits(waiting=0, tenant_waiting=0))
+    port = await nursery.start(serve, gateway.router, "127.0.0.1", 0)
+    await mesh.node(*[endless] * 9)
+    async with AsyncExitStack() as streams:
+        for _ in range(5):
+            await streams.enter_async_context(await begin_stream(port))
+        answer = await http.post(f"http://127.0.0.1:{port}/v1/completions", json={"model": "m", "prompt": "hi"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert gateway.service.report()["refused"] == {"queue_full": 1}
 
 
 async def test_a_client_that_goes_away_cancels_the_node(served, mesh):
@@ -355,7 +393,7 @@ async def test_a_failed_inference_says_why_and_ends_once(opened, mesh, failing):
         assert (await client.next())["type"] == "pong"
 
 
-async def test_requests_per_socket_are_bounded_and_ids_are_unique(opened, mesh):
+async def test_requests_per_socket_are_bounded_and_ids_are_unique(served, opened, mesh):
     node = await mesh.node(*[hang] * 70)
     async with opened() as client:
         await client.infer("same")
@@ -365,7 +403,8 @@ async def test_requests_per_socket_are_bounded_and_ids_are_unique(opened, mesh):
             await client.infer(str(number))
         error = await client.until("error")
         assert (error["request_id"], error["code"]) == ("63", "busy")
-    await mesh.until(lambda: len(node.cancelled) == 64)
+    await mesh.until(lambda: served.gateway.service.in_flight == 0)
+    await mesh.until(lambda: len(node.cancelled) == len(node.requests) > 0)
 
 
 async def test_one_client_leaving_does_not_touch_another_with_a_like_name(opened, mesh):

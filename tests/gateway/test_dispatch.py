@@ -2,6 +2,7 @@ import msgspec
 import pytest
 import trio
 
+from gateway import dispatch as dispatch_module
 from gateway.dispatch import Dispatch, DispatchLimits
 from gateway.routing.router import Router
 from mesh.errors import BackendFailed, BadRequest, Busy, Conflict, MeshError, NotFound, TimedOut, Unavailable
@@ -215,7 +216,7 @@ async def test_a_choice_that_is_complete_does_not_end_again(autojump_clock, mesh
     one, two = in_order(mesh, await mesh.node(), await mesh.node())
     one.script.append(first)
     two.script.append(second)
-    events = await events_of(dispatch_of(mesh))
+    events = await events_of(dispatch_of(mesh), n=2)
     assert two.requests[0].prior == [[1], [2]]
     assert [(event.choice, event.text, event.finish_reason) for event in events if isinstance(event, Delta)] == [
         (0, "a", None),
@@ -468,3 +469,91 @@ async def test_default_policy_tries_every_node_and_avoids_the_one_that_fails(aut
         await events_of(dispatch)
     assert all(node.requests for node in good)
     assert 1 <= len(broken.requests) <= 5
+
+
+async def test_no_node_is_told_where_a_request_came_from(autojump_clock, mesh, words):
+    node = await mesh.node()
+    check_one_whole_answer(await events_of(dispatch_of(mesh, "prefix_affinity"), client="10.0.0.1"), words)
+    assert node.requests[0].client == ""
+
+
+async def test_starting_over_has_a_budget(autojump_clock, mesh, failing, monkeypatch):
+    monkeypatch.setattr(dispatch_module, "RETRY_BURST", 3.0)
+    monkeypatch.setattr(dispatch_module, "RETRIES_PER_SECOND", 0.0)
+    nodes = [await mesh.node(*[failing(BackendFailed("boom"))] * 400) for _ in range(4)]
+    dispatch = dispatch_of(mesh)
+    for _ in range(100):
+        with pytest.raises(BackendFailed, match="boom"):
+            await events_of(dispatch)
+    # Without it there would be 400: each request on each node.
+    assert sum(len(node.requests) for node in nodes) <= 100 + 100 * 0.2 + 3
+    assert dispatch.retries.refused >= 70
+    assert dispatch.busy_retries.refused == 0
+
+
+async def test_full_nodes_are_not_all_asked_by_every_request_for_ever(autojump_clock, mesh, failing, monkeypatch):
+    monkeypatch.setattr(dispatch_module, "RETRY_BURST", 3.0)
+    monkeypatch.setattr(dispatch_module, "RETRIES_PER_SECOND", 0.0)
+    nodes = [await mesh.node(*[failing(Busy("full"))] * 400) for _ in range(4)]
+    dispatch = dispatch_of(mesh)
+    for _ in range(100):
+        with pytest.raises(Busy, match="full") as caught:
+            await events_of(dispatch)
+        assert caught.value.retry_after
+    assert 100 < sum(len(node.requests) for node in nodes) <= 100 + 100 + 3
+    assert all(dispatch.router.observations.of(node.peer_id, "m").failed == 0 for node in nodes)
+
+
+async def test_going_on_is_not_paid_for(autojump_clock, mesh, failing, words, monkeypatch):
+    monkeypatch.setattr(dispatch_module, "RETRY_BURST", 0.0)
+    monkeypatch.setattr(dispatch_module, "RETRY_SHARE", 0.0)
+    one, _two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script.append(failing(BackendFailed("boom"), after=2))
+    dispatch = dispatch_of(mesh)
+    check_one_whole_answer(await events_of(dispatch), words)
+    assert (dispatch.totals.resumed, dispatch.retries.refused) == (1, 0)
+
+
+async def test_a_node_that_failed_is_tried_by_one_request_at_a_time_until_it_answers(autojump_clock, mesh, failing):
+    one, two = in_order(mesh, await mesh.node(), await mesh.node())
+    one.script += [failing(BackendFailed("boom"))] * 2
+    dispatch = dispatch_of(mesh)
+    seen = dispatch.router.observations.of(one.peer_id, "m")
+    await events_of(dispatch)
+    assert seen.breaker(trio.current_time()) == "open"
+    for _ in range(4):
+        await events_of(dispatch)
+    assert len(one.requests) == 1
+    await trio.sleep(seen.suspect_until - trio.current_time())
+    assert seen.breaker(trio.current_time()) == "half_open"
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(events_of, dispatch)
+    assert len(one.requests) == 2
+    assert seen.breaker(trio.current_time()) == "open"
+    await trio.sleep(seen.suspect_until - trio.current_time())
+    for _ in range(2):
+        await events_of(dispatch)
+    assert seen.breaker(trio.current_time()) == "closed"
+    assert len(two.requests) > len(one.requests)
+
+
+async def test_the_course_of_a_request_is_seen_from_outside(autojump_clock, mesh, failing, nursery):
+    one, _two = in_order(mesh, await mesh.node(), await mesh.node())
+
+    async def slow(request, emit):
+        await trio.sleep(1)
+        emit(Accepted(running=1))
+        await trio.sleep(1)
+        emit(Delta(0, [100], "a"))
+        await trio.sleep(1)
+        raise BackendFailed("boom")
+
+    one.script.append(slow)
+    dispatch = dispatch_of(mesh)
+    nursery.start_soon(events_of, dispatch)
+    states = []
+    for _ in range(4):
+        await trio.sleep(0.99)
+        states += [delivery.course.state for delivery in dispatch.under_way]
+    assert states == ["connecting", "first_token", "streaming"]

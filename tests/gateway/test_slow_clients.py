@@ -20,7 +20,7 @@ from mesh.service import room
 PIECES = 6_000
 PIECE = "x" * 990
 DONE = Done("stop", Usage(1, PIECES), Performance(1, 2, 3, 4, 5))
-BODY = b'{"model": "m", "prompt": "hi", "stream": true}'
+BODY = b'{"model": "m", "prompt": "hi", "stream": true, "max_tokens": %d}' % PIECES
 
 
 class Torrent:
@@ -107,6 +107,7 @@ async def test_a_websocket_that_is_not_read_pauses_at_its_node_and_loses_nothing
         await client.send_all(b"".join(protocol.data_to_send()))
         protocol.receive_data(await client.receive_some(65536))
         ask = {"type": "inference", "model": "m", "inputs": "hi", "stream": True, "request_id": "r"}
+        ask["parameters"] = {"max_new_tokens": PIECES}
         protocol.send_text(json.dumps(ask).encode())
         await client.send_all(b"".join(protocol.data_to_send()))
         await torrent.has_stopped()

@@ -90,3 +90,12 @@ def test_a_size_that_is_none_is_refused_by_name(text):
 
 def test_a_block_is_a_whole_number_of_tokens():
     assert BLOCK_TOKENS * 4 == BLOCK
+
+
+def test_requests_of_one_address_and_tenant_have_the_same_client():
+    asked = [chat(user("hi"), client=client, tenant=tenant) for tenant in "ab" for client in ("10.0.0.1", "10.0.0.2", "")]
+    found = [demand_of(request).client for request in asked]
+    assert len(set(found)) == 5
+    assert found[2] == found[5] == b""
+    assert demand_of(chat(user("something else"), client="10.0.0.1", tenant="a")).client == found[0]
+    assert demand_of(chat(user("hi"), affinity="10.0.0.1", tenant="a")).affinity != found[0]

@@ -90,3 +90,18 @@ def test_one_that_fails_is_named_counted_and_replaced_for_that_request(policy, f
     assert "mine" in record.message
     assert fault in record.message
     assert "secret prompt" not in caplog.text
+
+
+def test_one_that_never_ends_or_wants_to_end_the_program_is_contained():
+    def endless(taken: Snapshot):
+        while True:
+            yield Ranked(taken.candidates[0], 0.0)
+
+    def leaves(_taken: Snapshot) -> list[Ranked]:
+        raise SystemExit(3)
+
+    for policy, fault in ((endless, "it did not give every candidate back once"), (leaves, "it raised SystemExit")):
+        contained = Contained("theirs", policy)
+        assert contained(TAKEN) == POLICIES["predicted_latency"](TAKEN)
+        assert plugins.policy_failures(contained) == {fault: 1}
+    assert plugins.policy_failures(POLICIES["round_robin"]) == {}

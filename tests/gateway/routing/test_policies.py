@@ -157,3 +157,19 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones():
     with pytest.raises(Misconfigured, match=r"'fastest'.*least_loaded, predicted_latency, prefix_affinity, round_robin"):
         policy_named("fastest")
     assert DEFAULT_POLICY in POLICIES
+
+
+def test_the_clients_address_counts_under_prefix_affinity_alone():
+    candidates = [node(name, **TRIED) for name in "abcdef"]
+    keys = [bytes([number]) * 12 for number in range(40)]
+    for policy in sorted(POLICIES):
+        same = [names(POLICIES[policy](snapshot(*candidates, client=key))) for key in keys]
+        assert (len({order[0] for order in same}) > 1) == (policy == "prefix_affinity")
+
+
+def test_what_a_request_begins_with_says_more_than_where_it_came_from():
+    candidates = [node(name, **TRIED) for name in "abcdef"]
+    for number in range(20):
+        prefix = bytes([number]) * 12
+        alone = first("prefix_affinity", snapshot(*candidates, prefix=prefix))
+        assert first("prefix_affinity", snapshot(*candidates, prefix=prefix, client=b"somewhere")) == alone

@@ -158,5 +158,9 @@ def test_scores_without_peculiarities_are_torchs_own(window: int | None) -> None
     # A cap far above every score bends nothing, and a sink far below them takes nothing.
     bent = Rules(window=window, softcap=1e5, sinks=torch.full((3,), -1e4)).attend(query, key, value)
     assert torch.allclose(plain, bent, atol=MARGIN)
+    seen = torch.ones(5, 5, dtype=torch.bool).tril()
+    added = torch.zeros(5, 5).masked_fill(~seen, float("-inf"))
+    capped = Rules(softcap=2.0)
+    assert torch.equal(capped.attend(query, key, value, seen), capped.attend(query, key, value, added))
     full = Rules(sinks=torch.full((3,), 1e4)).attend(query, key, value)
     assert float(full.abs().max()) == 0
