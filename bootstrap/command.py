@@ -19,6 +19,7 @@ import trio
 from bootstrap import report
 from bootstrap.chat import STOPPED, chat
 from bootstrap.doctor import DoctorSettings, Finding, examine
+from bootstrap.engine_bench import BenchSettings, bench_engine
 from bootstrap.network_key import chosen_state_dir, invite, rotate
 from bootstrap.remote import DEFAULT_GATEWAY, Gateway, gateway_url
 from bootstrap.tables import show
@@ -28,12 +29,14 @@ from mesh.installation import check_installation
 from mesh.invite import EXPIRES
 from mesh.logs import parse_levels
 from mesh.version import __version__
+from node.models import demo_model_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 GATEWAY_VARIABLE = "INFERMESH_GATEWAY"
 _LONGEST_INVITE = 366 * 86400
+_LARGEST_COUNT = 1_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_route(verbs)
     _add_doctor(verbs)
     _add_network_key(verbs)
+    _add_bench(verbs)
     return parser
 
 
@@ -157,6 +161,24 @@ def _add_network_key(verbs: _Verbs) -> None:
     verb.set_defaults(act=_rotate)
 
 
+def _add_bench(verbs: _Verbs) -> None:
+    verb = _add(verbs, "bench", "measure how fast models run on this machine")
+    kinds = verb.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=_Parser)
+    engine = kinds.add_parser("engine", help="a model in a worker process, as a node runs it", allow_abbrev=False)
+    engine.add_argument("model", type=Path, nargs="?", metavar="PATH", help="a model directory (default: the demo model)")
+    engine.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:N (default: auto)")
+    engine.add_argument("--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16 or float16 (default: auto)")
+    engine.add_argument(
+        "--requests", type=_count, nargs="+", default=[1, 8, 32], metavar="N", help="so many at once (default: 1 8 32)"
+    )
+    engine.add_argument("--prompt", type=_count, default=64, metavar="TOKENS", help="of each prompt (default: 64)")
+    engine.add_argument("--tokens", type=_count, default=64, metavar="TOKENS", help="of each answer (default: 64)")
+    engine.add_argument("--rounds", type=_count, default=3, metavar="N", help="the figures are medians of them (default: 3)")
+    engine.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    engine.add_argument("--svg", type=Path, metavar="FILE", help="draw the throughput there")
+    engine.set_defaults(act=_bench_engine)
+
+
 def _add_state_dir(verb: argparse.ArgumentParser) -> None:
     help_text = "of a member on this machine (env: INFERMESH_STATE_DIR; default: that of mesh-bootstrap)"
     verb.add_argument("--state-dir", type=Path, metavar="DIR", help=help_text)
@@ -165,6 +187,12 @@ def _add_state_dir(verb: argparse.ArgumentParser) -> None:
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _LARGEST_COUNT):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_LARGEST_COUNT}")
     return int(text)
 
 
@@ -238,6 +266,23 @@ def _invite(arguments: argparse.Namespace) -> int:
 
 def _rotate(arguments: argparse.Namespace) -> int:
     print(rotate(chosen_state_dir(arguments.state_dir)))
+    return 0
+
+
+def _bench_engine(arguments: argparse.Namespace) -> int:
+    bench_engine(
+        BenchSettings(
+            model=(arguments.model or demo_model_path()).expanduser(),
+            device=arguments.device,
+            dtype=arguments.dtype,
+            requests=tuple(dict.fromkeys(arguments.requests)),
+            prompt=arguments.prompt,
+            tokens=arguments.tokens,
+            rounds=arguments.rounds,
+            json=arguments.json,
+            svg=arguments.svg,
+        )
+    )
     return 0
 
 

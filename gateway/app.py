@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 from gateway import report
 from gateway.admission import Admission, AdmissionLimits
 from gateway.capacity import Capacity
@@ -16,8 +18,10 @@ from gateway.registry_view.view import View
 from gateway.routing.demand import asked_demand
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.router import Router as NodeRouter
+from gateway.streams.pick_up import Streams
+from gateway.streams.routes import StreamRoutes
 from gateway.topics import Topics
-from gateway.websocket import Session
+from gateway.websocket import ANONYMOUS, Session
 from mesh.errors import BadRequest
 from mesh.http import Request, Response, Router, WebSocket, WebSocketResponse
 from mesh.measuring import Measuring
@@ -30,7 +34,7 @@ MAX_CLIENT_ID = 128
 
 
 class Gateway:
-    """Everything behind the HTTP port of one gateway. `run` must be running for the topics to be told."""
+    """Everything behind the HTTP port of one gateway. `run` must run: it tells the topics, and notices nodes that hang."""
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Gateway:
         self.dispatch = Dispatch(NodeRouter(registry, strategy=strategy), limits=limits)
         self.service = Admission(self.dispatch, Capacity(self.dispatch.router, self.dispatch.models), limits=admission)
         self.topics = Topics(self.dispatch)
+        self.streams = Streams(self.dispatch)
         self._measuring = measuring or Measuring()
         self.foreign = foreign or ForeignServices()
         self.router: Router = GuardedRouter(registry)
@@ -56,10 +61,13 @@ class Gateway:
 
     async def run(self) -> None:
         """What goes on beside the requests. Runs until cancelled."""
-        await self.topics.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.topics.run)
+            nursery.start_soon(self.dispatch.stalls.run)
 
     def _mount(self) -> None:
         OpenAIRoutes(self.service, self.registry.catalog).mount(self.router)
+        StreamRoutes(self.streams, lambda _request: ANONYMOUS).mount(self.router)
         services = RegistryRoutes(View(self.dispatch, self.foreign), self.foreign)
         services.mount(self.router)
         services.mount(self.registry_router)
@@ -93,6 +101,6 @@ class Gateway:
             raise BadRequest(f"a client id has at most {MAX_CLIENT_ID} characters", code="invalid_client_id")
 
         async def handle(socket: WebSocket) -> None:
-            await Session(socket, client_id, service=self.service, topics=self.topics).run()
+            await Session(socket, client_id, service=self.service, topics=self.topics, streams=self.streams).run()
 
         return WebSocketResponse(handle)

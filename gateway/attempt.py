@@ -3,6 +3,7 @@
 1. An attempt has one time limit at a time: until the first token, counted anew from `Accepted`; then between two tokens. While
    the client does not keep up there is none: its node is made to wait.
 2. After the time limit, or a fault of its own, nothing that the node says is passed on.
+3. Where the node counts its engine's steps, `stall.py` gives it up earlier than the time limit would.
 """
 
 from __future__ import annotations
@@ -38,12 +39,17 @@ class Attempt:
         stall: float,
         numerics: str = "",
         resumes: bool = False,
+        attaches: bool = False,
         race: Race | None = None,
     ) -> None:
-        """`numerics` as the node announces it; `resumes`: it goes on behind what another one gave; `race`: it is not alone."""
+        """`numerics` as the node announces it. `resumes`: behind what another one gave; `attaches`: it goes on with its own.
+
+        `race`: it is not alone.
+        """
         self._node = node
         self._numerics = numerics
         self._resumes = resumes
+        self._attaches = attaches
         self._race = race
         self._beaten = False
         self._fault: MeshError | None = None
@@ -56,6 +62,12 @@ class Attempt:
         self._sent_at = trio.current_time()
         self._first_at = self._last_at = 0.0
         self._queued = False
+        self._waits_for_client = False
+        self._stalled = 0.0
+        self.worst_gap = 0.0
+        """Seconds; the longest wait for a token after the first."""
+        self.moved_at = self._sent_at
+        """When the node was last seen at work on the request."""
         self.scope = trio.CancelScope(deadline=self._sent_at + first_token)
         delivery.course.take("asked")
         if race is not None:
@@ -83,8 +95,26 @@ class Attempt:
     async def room(self) -> None:
         """Wait for the client; meanwhile the node is not late."""
         self.scope.deadline = math.inf
+        self._waits_for_client = True
         await self._delivery.room()
-        self.scope.deadline = trio.current_time() + self._stall
+        self._waits_for_client = False
+        self.moved_at = now = trio.current_time()
+        self.scope.deadline = now + self._stall
+
+    def since_progress(self, now: float) -> float:
+        """Seconds since the node gave something or was let go on."""
+        return 0.0 if self._waits_for_client else now - self.moved_at
+
+    @property
+    def first_token_after(self) -> float | None:
+        """Seconds; None until there is one."""
+        return self._first_at - self._sent_at if self._first_at else None
+
+    def give_up(self, seconds: float) -> None:
+        """The node has done nothing for so long."""
+        self._stalled = seconds
+        self._delivery.stalls += 1
+        self.scope.cancel()
 
     def check(self) -> None:
         """Called when the link has returned: raises TimedOut or BackendFailed when the answer is not complete."""
@@ -94,6 +124,8 @@ class Attempt:
             raise self._fault
         if not self.scope.cancelled_caught:
             raise BackendFailed("the node stopped without ending its answer; send the request again", code="incomplete_answer")
+        if self._stalled:
+            raise TimedOut(f"no token and no step of the engine for {self._stalled:.1f} s", code="engine_stalled")
         if self._first_at:
             raise TimedOut(f"no token for {self._stall:g} s", code="engine_stalled")
         raise TimedOut(f"no first token within {self._first_token:g} s; the node may be overloaded, try again later")
@@ -102,24 +134,30 @@ class Attempt:
         self._accepted = event
         self._queued = event.waiting > 0
         self._seen.reported(event.running, event.waiting, ended=False)
-        if not self._first_at and not self.scope.cancel_called:
-            self.scope.deadline = trio.current_time() + self._first_token
+        self.moved_at = trio.current_time()
+        if self.scope.cancel_called:
+            return
+        self._delivery.accept(self._node, event)
+        if not self._first_at:
+            self.scope.deadline = self.moved_at + self._first_token
             self._delivery.course.take("accepted")
 
     def _on_delta(self, event: Delta) -> None:
         now = trio.current_time()
         if self.scope.cancel_called:
             return
-        # Moving a deadline costs more than a token is worth: only when half of it has gone.
-        if self._first_at and self.scope.deadline - now < self._stall / 2:
-            self.scope.deadline = now + self._stall
+        if self._first_at:
+            self.worst_gap = max(self.worst_gap, now - self.moved_at)
+            # Moving a deadline costs more than a token is worth: only when half of it has gone.
+            if self.scope.deadline - now < self._stall / 2:
+                self.scope.deadline = now + self._stall
         try:
             if not self._first_at:
-                self._delivery.check(event, anew=not self._resumes)
+                self._delivery.check(event, anew=not (self._resumes or self._attaches))
                 if not self._claim():
                     return
                 self._win(now)
-            self._last_at = now
+            self._last_at = self.moved_at = now
             self._delivery.take(event)
         except MeshError as error:
             self._fault = error
@@ -137,8 +175,13 @@ class Attempt:
 
     def _answer(self) -> None:
         self._delivery.course.take("answered")
-        if self._resumes:
-            self._delivery.resume(self._node, self._numerics)
+        if self._race is not None:
+            # The other one may have been the last to accept.
+            self._delivery.accept(self._node, self._accepted)
+        if self._attaches:
+            self._delivery.go_on(self._node, self._accepted)
+        elif self._resumes:
+            self._delivery.resume(self._node, self._accepted, self._numerics)
         else:
             self._delivery.start(self._node, self._accepted, self._numerics)
 
@@ -151,6 +194,7 @@ class Attempt:
             self._answer()
         self._seen.reported(event.running, event.waiting, ended=True)
         self._seen.saw_decode(self._last_at - self._first_at, self._delivery.tokens - self._tokens_before - 1)
+        self._seen.saw_gap(self.worst_gap)
         self._seen.succeed(trio.current_time() - self._sent_at)
         self._delivery.finish(self._sound(event))
 

@@ -7,6 +7,7 @@
    in one piece is held back until its `Done`, so that the client has seen nothing of it. One that grows over `MAX_HELD` events or
    `MAX_HELD_CHARACTERS` is not held any longer.
 4. Going on is exact when all nodes of the answer compute alike: equal `numerics`.
+5. `keeper` is the node that works on it, if it keeps what it gives out: on another link to it the same work goes on.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import trio
 
 from gateway.course import Course
 from gateway.nonsense import MOST_TOKENS
+from gateway.streams.token import ResumeToken
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta
 from mesh.service import room
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from mesh.identity import PeerId
     from mesh.messages.inference import Accepted, Done, Event, InferenceRequest
     from mesh.service import Emit
@@ -40,8 +44,8 @@ MAX_GIVEN = 262_144
 class Delivery:
     """What the client has got so far."""
 
-    def __init__(self, emit: Emit, *, streamed: bool = True, resumable: bool = True, choices: int = 1) -> None:
-        """`resumable`: the client wants another node to go on rather than an error."""
+    def __init__(self, emit: Emit, *, streamed: bool = True, resumable: bool = True, keep: bytes = b"", choices: int = 1) -> None:
+        """`resumable`: the client wants another node to go on rather than an error; `keep` as in the request."""
         self._emit = emit
         self._choices = choices
         self.course = Course()
@@ -53,13 +57,18 @@ class Delivery:
         """Of text without tokens."""
         self._streamed = streamed
         self._resumable = resumable
+        self._keep_secret = keep
+        self._told = False
         self._held: list[Event] = []
         self._characters = 0
         self.deadline = math.inf
         self.attempts = 0
         self.resumes = 0
+        self.stalls = 0
+        """Nodes that were given up because they did nothing."""
         self.exact = True
         self.node: PeerId | None = None
+        self.keeper: PeerId | None = None
         self.numerics = ""
         """Of the nodes that answered so far; empty: not known."""
         self.done: Done | None = None
@@ -98,19 +107,44 @@ class Delivery:
 
     def start(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
         """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten."""
-        self.node, self.numerics = node, numerics
+        self.numerics = numerics
         self.begun_at = self.begun_at or trio.current_time()
         self.given.clear()
         self._complete.clear()
         self._held.clear()
         self._characters = 0
-        self.emit(msgspec.structs.replace(accepted, node=node, attempts=self.attempts, numerics=numerics))
+        self._told = False
+        self._tell(node, accepted)
 
-    def resume(self, node: PeerId, numerics: str) -> None:
+    def resume(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
         """`node` goes on behind what was given."""
         self.exact = self.exact and bool(numerics) and numerics == self.numerics
-        self.node = node
         self.resumes += 1
+        self._tell(node, accepted)
+
+    def pick_up(self, prior: Sequence[Sequence[int]], ended: Iterable[int], keeper: PeerId, numerics: str) -> None:
+        """Another gateway gave the tokens of `prior`, and `keeper` has what follows. `ended` are the complete choices."""
+        self.given = {choice: array("I", ids) for choice, ids in enumerate(prior)}
+        self._complete = set(ended)
+        self.keeper, self.numerics = keeper, numerics
+
+    def go_on(self, node: PeerId, accepted: Accepted) -> None:
+        """`node` goes on with its own work, on another link."""
+        self._tell(node, accepted)
+
+    def accept(self, node: PeerId, accepted: Accepted) -> None:
+        """`node` works on it, and may have given nothing yet."""
+        self.keeper = node if accepted.kept and self._keep_secret else None
+
+    def _tell(self, node: PeerId, accepted: Accepted) -> None:
+        self.node = node
+        if self._told:
+            return
+        self._told = True
+        token = str(ResumeToken.of(node, self._keep_secret)) if self.keeper == node else ""
+        self.emit(
+            msgspec.structs.replace(accepted, node=node, attempts=self.attempts, numerics=self.numerics, resume_token=token)
+        )
 
     def check(self, first: Delta, *, anew: bool) -> None:
         """Called with the first output of a node, before the client is told of the node. Raises BackendFailed for nonsense."""

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -34,18 +35,25 @@ from gateway.routing.demand import demand_of
 from gateway.routing.filters import refuse_task
 from gateway.routing.snapshot import entry_of
 from gateway.search import Search, interrupted, is_failure, may_retry
+from gateway.stall import StallWatch
 from mesh.errors import MeshError, TimedOut, Unavailable
+from mesh.messages.link import Attach
 from mesh.service import paced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gateway.course import Step
     from gateway.routing.router import Router
+    from mesh.identity import PeerId
+    from mesh.link import Link
+    from mesh.loopback import Loopback
     from mesh.messages.inference import InferenceRequest
     from mesh.registry import PeerView, RegistryEvent
     from mesh.service import Emit
 
+KEEP_BYTES = 16
+"""Of the secret under which a node keeps a stream: nobody guesses it."""
 POLL = 0.1
 """Seconds between two looks at the heartbeats while no node is ready; changes of records are told at once."""
 
@@ -100,6 +108,12 @@ class Totals:
     cancelled: int = 0
     retried: int = 0
     resumed: int = 0
+    stalled: int = 0
+    """Attempts that were given up because their node did nothing."""
+    picked_up: int = 0
+    """Streams of other gateways, or of connections that were lost."""
+    not_found: int = 0
+    """Streams that were asked for and are not there, or somebody else's."""
     seconds: float = 0.0
 
     @property
@@ -116,6 +130,8 @@ class Dispatch:
         self.models = KnownModels(router.registry)
         self.totals = Totals()
         self.listeners: list[Callable[[Notice], None]] = []
+        self.stalls = StallWatch()
+        """Its `run` must be running for a node that hangs to be given up before `DispatchLimits.stall`."""
         self._limits = limits or DispatchLimits()
         self.hedging = Hedging(always=self._limits.hedge)
         self.retries = Budget(share=RETRY_SHARE, per_second=RETRIES_PER_SECOND, most=RETRY_BURST)
@@ -125,7 +141,19 @@ class Dispatch:
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the best node; see the head for retries and limits. Raises MeshError."""
         request = msgspec.structs.replace(request, model=self.models.resolve(request.model))
-        delivery = Delivery(emit, streamed=request.stream, resumable=request.resume, choices=request.n)
+        if request.stream and request.resume and request.task != "embedding":
+            request = msgspec.structs.replace(request, keep=secrets.token_bytes(KEEP_BYTES))
+        await self._run(request, _delivery(request, emit))
+
+    async def pick_up(self, request: InferenceRequest, emit: Emit, *, keeper: PeerId, ended: Iterable[int]) -> None:
+        """Go on with a request of another gateway, behind its `prior`; `keeper` has what follows. Raises as `infer`."""
+        delivery = _delivery(request, emit)
+        view = self.router.registry.peers.get(keeper)
+        entry = entry_of(view, request.model) if view is not None else None
+        delivery.pick_up(request.prior, ended, keeper, entry.numerics if entry is not None else "")
+        await self._run(request, delivery)
+
+    async def _run(self, request: InferenceRequest, delivery: Delivery) -> None:
         started = trio.current_time()
         self.totals.requests += 1
         self.under_way.add(delivery)
@@ -158,6 +186,7 @@ class Dispatch:
         setattr(self.totals, outcome, getattr(self.totals, outcome) + 1)
         self.totals.retried += delivery.attempts > 1
         self.totals.resumed += delivery.resumes > 0
+        self.totals.stalled += delivery.stalls
         self.totals.seconds += seconds
 
     async def _within_total(self, request: InferenceRequest, delivery: Delivery) -> None:
@@ -182,13 +211,15 @@ class Dispatch:
         # No node needs to know from where it came.
         request = msgspec.structs.replace(request, client="")
         while True:
-            node = await self._next_node(search)
+            node = self._back_to(delivery, search) or await self._next_node(search)
             before = delivery.tokens
             lost = await self._let_answer(node, request, delivery, search)
             if lost is None:
                 return
             node, error = lost
             logger.info("request %s: %s could not answer (%s)", request.request_id, node.record.name, error.code)
+            if delivery.keeper == node.peer_id and error.code != "link_lost":
+                delivery.keeper = None
             request = self._after(error, search, request, delivery)
             delivery.course.take("go_on" if request.prior else "start_over")
             if delivery.tokens > before:
@@ -209,7 +240,7 @@ class Dispatch:
         """Let a node answer, or two where the first is late. None when the answer is complete; else who was lost, and how."""
 
         async def attempt(node: PeerView, race: Race | None = None) -> None:
-            await self._attempt(node, request, delivery, race)
+            await self._attempt(node, request, delivery, search, race)
 
         patience = None if request.prior else self.hedging.patience(request)
         if patience is None:
@@ -241,6 +272,13 @@ class Dispatch:
         if delivery.started:
             raise interrupted(error) from error
         return msgspec.structs.replace(request, prior=[])
+
+    def _back_to(self, delivery: Delivery, search: Search) -> PeerView | None:
+        """The node that has the answer already, when there is a link to it again."""
+        view = self.router.registry.peers.get(delivery.keeper) if delivery.keeper is not None else None
+        if view is None or view.link is None or view.link.closed.is_set() or search.exhausted:
+            return None
+        return view
 
     async def _next_node(self, search: Search) -> PeerView:
         """The best node that was not tried. Waits a little for one when all that could answer are away."""
@@ -282,7 +320,9 @@ class Dispatch:
             search.waited(trio.current_time() - started)
         return node
 
-    async def _attempt(self, node: PeerView, request: InferenceRequest, delivery: Delivery, race: Race | None = None) -> None:
+    async def _attempt(
+        self, node: PeerView, request: InferenceRequest, delivery: Delivery, search: Search, race: Race | None = None
+    ) -> None:
         """Let one node answer. Raises what it raised, or TimedOut; returns once `Done` was delivered."""
         if node.link is None:
             raise Unavailable(f"the link to {node.record.name} was lost", code="link_lost")
@@ -296,15 +336,17 @@ class Dispatch:
             stall=self._limits.stall,
             numerics=entry.numerics if entry is not None else "",
             resumes=bool(request.prior),
+            attaches=delivery.keeper == node.peer_id,
             race=race,
         )
         delivery.most = most_tokens(request, entry)
+        spare = partial(self._has_spare, search, node)
         request = _with_time_left(request, delivery)
         delivery.attempts += 1
         seen.begin(trio.current_time())
         try:
-            with attempt.scope:
-                await node.link.infer(request, paced(attempt.emit, attempt.room))
+            with attempt.scope, self.stalls.watching(attempt, node.link, request.model, delivery, seen, spare):
+                await self._ask(node.link, request, delivery, paced(attempt.emit, attempt.room))
             attempt.check()
         except MeshError as error:
             if delivery.ended:
@@ -318,6 +360,21 @@ class Dispatch:
             seen.end()
             if race is not None:
                 race.leave(attempt)
+
+    def _has_spare(self, search: Search, node: PeerView) -> bool:
+        """Whether another node than this one could go on."""
+        return bool(self.router.rank(search.model, demand=search.demand, without={node.peer_id, *search.tried}))
+
+    @staticmethod
+    async def _ask(link: Link | Loopback, request: InferenceRequest, delivery: Delivery, emit: Emit) -> None:
+        if delivery.keeper == link.peer_id:
+            await link.attach(Attach(keep=request.keep, tenant=request.tenant, tokens=delivery.tokens), emit)
+        else:
+            await link.infer(request, emit)
+
+
+def _delivery(request: InferenceRequest, emit: Emit) -> Delivery:
+    return Delivery(emit, streamed=request.stream, resumable=request.resume, keep=request.keep, choices=request.n)
 
 
 def _with_time_left(request: InferenceRequest, delivery: Delivery) -> InferenceRequest:

@@ -40,6 +40,8 @@ class Observation:
     in_flight: int = 0
     ttft: float | None = None
     itl: float | None = None
+    slowest_gap: float | None = None
+    """The longest wait between two tokens of an answer, averaged over answers: about the 99th percentile of the gaps."""
     tried_at: float | None = None
     suspect_until: float = 0.0
     failures_in_row: int = 0
@@ -139,6 +141,11 @@ class Observation:
         """How long the `tokens` after the first took."""
         if tokens > 0:
             self.itl = _average(self.itl, seconds / tokens)
+
+    def saw_gap(self, seconds: float) -> None:
+        """The longest wait between two tokens of one answer."""
+        if seconds > 0:
+            self.slowest_gap = _average(self.slowest_gap, seconds)
 
 
 def _average(old: float | None, new: float) -> float:

@@ -211,6 +211,9 @@ def sample(totals: Totals) -> Json:
         "cancelled": totals.cancelled,
         "retried": totals.retried,
         "resumed": totals.resumed,
+        "stalled": totals.stalled,
+        "streams_picked_up": totals.picked_up,
+        "streams_not_found": totals.not_found,
         "in_flight": totals.in_flight,
     }
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from mesh.identity import PeerId
     from mesh.registry import PeerView
 
-OUT_OF_DATE = frozenset(("model_not_found", "request_in_progress"))
-"""The node serves the model no longer, or has not noticed yet that the first try of the same request was lost."""
+OUT_OF_DATE = frozenset(("model_not_found", "request_in_progress", "stream_not_found"))
+"""The node serves the model no longer, or has not noticed yet that the first try was lost, or keeps the request no longer."""
+NOT_ASKED = frozenset(("stream_not_found", "stopped"))
+"""The node does not go on by itself; it was not asked to begin behind what was given."""
 
 
 class Search:
@@ -45,7 +47,8 @@ class Search:
 
     def failed(self, node: PeerId, error: MeshError) -> None:
         """The attempt at `node` ended with `error`."""
-        self.tried.add(node)
+        if error.code not in NOT_ASKED:
+            self.tried.add(node)
         self._errors.append(error)
         self._failures_left -= is_failure(error)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from mesh.errors import BadRequest
-from mesh.messages.inference import InferenceRequest
+from mesh.messages.inference import InferenceRequest, Reader
 
 _T = TypeVar("_T")
 
@@ -123,8 +123,8 @@ def _explain(text: str | bytes, error: Exception) -> str:
     return f"{envelope.type}: {error}"
 
 
-def request_of(message: Inference, *, tenant: str) -> InferenceRequest:
-    """The request that an `inference` message asks for. Raises BadRequest."""
+def request_of(message: Inference, *, tenant: str, name: str = "") -> InferenceRequest:
+    """The request that an `inference` message asks for; `name` is what the client calls it. Raises BadRequest."""
     if message.task != TEXT_GENERATION:
         raise BadRequest(
             f"the task {message.task[:64]!r} is not served here; use {TEXT_GENERATION!r}", code="unsupported_task", param="task"
@@ -137,6 +137,7 @@ def request_of(message: Inference, *, tenant: str) -> InferenceRequest:
         request_id=str(uuid.uuid4()),
         model=message.model,
         task="chat" if chat else "completion",
+        reader=Reader(model=message.model, name=name),
         messages=[msgspec.to_builtins(one) for one in message.messages] if message.messages else None,
         prompt=message.inputs,
         max_tokens=_new_tokens(parameters, CHAT_TOKENS if chat else COMPLETION_TOKENS),

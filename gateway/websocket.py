@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,14 +33,14 @@ from gateway.socket_messages import (
     request_id_in,
     request_of,
 )
+from gateway.streams.token import ResumeToken
 from mesh.errors import BackendFailed, Busy, Conflict, MeshError, NotFound
 from mesh.http import error_body
-from mesh.messages.inference import Accepted, Delta, Done
-from mesh.service import paced
+from mesh.messages.inference import Accepted, Delta, Done, Reader
+from mesh.service import Emit, paced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from gateway.streams.pick_up import FoundStream, Streams
     from gateway.topics import Topics
     from mesh.http import WebSocket
     from mesh.messages.inference import Event
@@ -49,6 +50,7 @@ MAX_REQUESTS = 64
 MAX_REPLY_CHARACTERS = 1024 * 1024
 """In one answer that is not streamed: what one message may hold."""
 ANONYMOUS = "anonymous"
+Work = Callable[[Emit], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +59,22 @@ class Session:
     """One socket. See the head of this file."""
 
     def __init__(
-        self, socket: WebSocket, client_id: str, *, service: InferenceService, topics: Topics, max_requests: int = MAX_REQUESTS
+        self,
+        socket: WebSocket,
+        client_id: str,
+        *,
+        service: InferenceService,
+        topics: Topics,
+        streams: Streams,
+        max_requests: int = MAX_REQUESTS,
+        tenant: str = ANONYMOUS,
     ) -> None:
         self._socket = socket
         self._client_id = client_id
         self._service = service
         self._topics = topics
+        self._streams = streams
+        self._tenant = tenant
         self._max_requests = max_requests
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._requests: dict[str, trio.CancelScope] = {}
@@ -104,14 +116,14 @@ class Session:
             case Status():
                 self._status(details=message.details)
             case Resume():
-                raise NotFound("no such stream: its output is not kept any more; send the request again", code="stream_not_found")
+                self._resume(message)
 
     def _subscribe(self, topics: list[str]) -> None:
         self._topics.check(topics)
         self._send("subscribed", topics=topics)
         for topic in topics:
             if topic not in self._subscriptions:
-                self._subscriptions[topic] = self._topics.subscribe(topic, self._socket.send, tenant=ANONYMOUS)
+                self._subscriptions[topic] = self._topics.subscribe(topic, self._socket.send, tenant=self._tenant)
 
     def _unsubscribe(self, topics: list[str]) -> None:
         self._topics.check(topics)
@@ -134,8 +146,38 @@ class Session:
     def _start(self, message: Inference) -> None:
         request_id = message.request_id or str(uuid.uuid4())
         self._check_room(request_id)
+
+        async def work(emit: Emit) -> None:
+            await self._service.infer(request_of(message, tenant=self._tenant, name=request_id), emit)
+
+        self._spawn(request_id, _Answer(self._send, request_id, message), work)
+
+    def _spawn(self, request_id: str, answer: _Answer, work: Work) -> None:
         self._requests[request_id] = trio.CancelScope()
-        self._nursery.start_soon(self._infer, request_id, message)
+        self._nursery.start_soon(self._infer, request_id, answer, work)
+
+    def _resume(self, message: Resume) -> None:
+        token = ResumeToken.parse(message.resume_token)
+        self._check_room(message.resume_token)
+        self._requests[message.resume_token] = trio.CancelScope()
+        self._nursery.start_soon(self._find, token, message)
+
+    async def _find(self, token: ResumeToken, message: Resume) -> None:
+        """Look for a stream, and go on with it under the name that it had."""
+        try:
+            with self._requests[message.resume_token]:
+                self._go_on(await self._streams.find(token, message.index, tenant=self._tenant))
+        except MeshError as error:
+            self._refuse(error, None)
+        finally:
+            del self._requests[message.resume_token]
+
+    def _go_on(self, found: FoundStream) -> None:
+        reader = found.request.reader or Reader()
+        request_id = reader.name or found.request.request_id
+        self._check_room(request_id)
+        message = Inference(model=reader.model or found.request.model, stream=True)
+        self._spawn(request_id, _Answer(self._send, request_id, message, started=True), partial(found.infer, found.request))
 
     def _check_room(self, request_id: str) -> None:
         if request_id in self._requests:
@@ -145,21 +187,20 @@ class Session:
         if len(self._requests) >= self._max_requests:
             raise Busy(f"{self._max_requests} requests are running on this socket, its limit; wait for one to end")
 
-    async def _infer(self, request_id: str, message: Inference) -> None:
+    async def _infer(self, request_id: str, answer: _Answer, work: Work) -> None:
         scope = self._requests[request_id]
-        answer = _Answer(self._send, request_id, message)
         try:
             with scope:
-                await self._answer(answer, message)
+                await self._answer(answer, work)
             if scope.cancelled_caught and not answer.ended:
                 self._send("inference_cancelled", request_id=request_id)
         finally:
             del self._requests[request_id]
 
-    async def _answer(self, answer: _Answer, message: Inference) -> None:
+    async def _answer(self, answer: _Answer, work: Work) -> None:
         try:
             with answer.scope:
-                await self._service.infer(request_of(message, tenant=ANONYMOUS), paced(answer.emit, self._socket.room))
+                await work(paced(answer.emit, self._socket.room))
             if answer.scope.cancel_called:
                 answer.fail(BackendFailed("the answer grew too long for one message; ask for a stream", code="reply_too_large"))
         except MeshError as error:
@@ -180,10 +221,12 @@ class Session:
 class _Answer:
     """Turns the events of one request into messages, streamed or in one piece."""
 
-    def __init__(self, send: Callable[..., None], request_id: str, message: Inference) -> None:
+    def __init__(self, send: Callable[..., None], request_id: str, message: Inference, *, started: bool = False) -> None:
+        """`started`: the client was told before that it has begun."""
         self._send = send
         self._id = request_id
         self._message = message
+        self._started = started
         self._text: list[str] = []
         self._characters = 0
         self.ended = False
@@ -194,10 +237,8 @@ class _Answer:
         """Send what the client should see of the event."""
         if isinstance(event, Delta):
             self._on_delta(event)
-        elif isinstance(event, Accepted) and self._message.stream:
-            self._send(
-                "inference_started", **self._about(), node=event.node, resume_token=f"{event.node}.{secrets.token_urlsafe(12)}"
-            )
+        elif isinstance(event, Accepted) and self._message.stream and not self._started:
+            self._send("inference_started", **self._about(), node=event.node, resume_token=event.resume_token or None)
         elif isinstance(event, Done):
             self._on_done(event)
 
@@ -228,11 +269,13 @@ class _Answer:
         self.ended = True
         usage = event.usage
         total = usage.prompt_tokens + usage.completion_tokens
-        ending = {
+        ending: dict[str, Any] = {
             "finish_reason": event.finish_reason,
             "usage": {**msgspec.to_builtins(usage), "total_tokens": total},
             "performance": event.performance.rounded(),
         }
+        if not event.exact:
+            ending["resume"] = "approximate"
         if self._message.stream:
             self._send("inference_complete", request_id=self._id, **ending)
         else:

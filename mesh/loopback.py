@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from mesh.errors import NotFound
 from mesh.record import MAX_RECORD, read_unchecked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mesh.messages.inference import InferenceRequest
-    from mesh.messages.link import ModelLoad
+    from mesh.messages.link import Attach, ModelLoad
     from mesh.messages.record import ModelEntry
     from mesh.peer import Peer
     from mesh.service import Emit, InferenceService
@@ -65,6 +66,10 @@ class Loopback:
             await self._service.infer(request, emit)
         finally:
             self.in_flight -= 1
+
+    async def attach(self, _wanted: Attach, _emit: Emit) -> None:
+        """Own services keep nothing. Raises NotFound."""
+        raise NotFound("nothing is kept here; send the request again", code="stream_not_found")
 
     def _fitting(self, models: Sequence[ModelEntry]) -> list[ModelEntry]:
         bare = msgspec.structs.replace(read_unchecked(self._peer.sealed), models=[])

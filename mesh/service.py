@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mesh.errors import KINDS, MeshError
 from mesh.messages.inference import Event, Fail
 
 if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
+    from mesh.messages.link import Attach
 
 Emit = Callable[[Event], None]
 
@@ -26,13 +27,20 @@ class Paced(partial[None]):
     """An `Emit` that can tell when there is room again. A `partial`, because it is called for every token."""
 
     room: Callable[[], Awaitable[None]]
+    lost: Callable[[], bool]
 
 
-def paced(emit: Emit, room: Callable[[], Awaitable[None]]) -> Paced:
-    """`emit`, with `room` to wait for those who ask."""
+def paced(emit: Emit, room: Callable[[], Awaitable[None]], lost: Callable[[], bool] = lambda: False) -> Paced:
+    """`emit`, with `room` to wait for those who ask; `lost` tells whether the reader vanished without a word."""
     made = Paced(emit)
     made.room = room
+    made.lost = lost
     return made
+
+
+def lost(emit: Emit) -> bool:
+    """True when the reader did not end the request: the way to it broke. False where `emit` cannot tell."""
+    return isinstance(emit, Paced) and emit.lost()
 
 
 async def room(emit: Emit) -> None:
@@ -46,6 +54,18 @@ class InferenceService(Protocol):
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request. Blocks until its terminal event; no time limit of its own. Raises MeshError."""
+        ...
+
+
+@runtime_checkable
+class KeepingService(InferenceService, Protocol):
+    """One that keeps what it gave out, for requests that ask for it (`InferenceRequest.keep`).
+
+    Rule 3 does not hold for those when their reader was lost: they go on for a while, and `attach` finds them.
+    """
+
+    async def attach(self, wanted: Attach, emit: Emit) -> None:
+        """Answer as `infer` does, from the token on that `wanted` names. Raises NotFound(code="stream_not_found"), MeshError."""
         ...
 
 

@@ -20,6 +20,7 @@ from mesh.network import network_peer
 from node.backends.build import build_backends
 from node.hardware import discover
 from node.http import Identification, Ports, url_of
+from node.keeping import Keeper
 from node.leftovers import FILE, Leftovers
 from node.metrics import Meter
 from node.progress import LoadingProgress
@@ -58,6 +59,7 @@ class Node:
         self._backends = backends
         self._progress = progress
         self._service = NodeService(backends)
+        self._keeper = Keeper(self._service)
         self._ports = Ports(self._service)
         self._leftovers = Leftovers(program.state_dir / FILE)
 
@@ -66,6 +68,7 @@ class Node:
         config, program = self._config, self._program
         await self._leftovers.end()
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._keeper.run)
             port = await nursery.start(self._ports.run, config.host, config.port)
             self._ports.routes.me = Identification(
                 name=program.name, host=config.host, port=port, service_type=config.service_type.lower() or "torch"
@@ -86,7 +89,7 @@ class Node:
     async def _peer(self, port: int) -> Peer:
         hardware = await discover(self._config.device)
         ports = {"service": port, "supervisor": port + 1}
-        return network_peer(self._program, self._config, self._service, hardware=hardware, ports=ports)
+        return network_peer(self._program, self._config, self._keeper, hardware=hardware, ports=ports)
 
     async def _start(self, nursery: trio.Nursery, peer: Peer) -> None:
         """Join the mesh and load the models at the same time; return when all of it has settled."""

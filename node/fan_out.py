@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mesh.messages.inference import Accepted, Delta, Done, Fail, Performance, Usage
+from mesh.messages.inference import Accepted, Delta, Done, Fail, Kept, Performance, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -96,6 +96,8 @@ class FanOut:
                 for number in inner:
                     abort(number)
                 return [event]
+            case Kept():
+                return []
 
     def _end(self, group: _Group, choice: int, done: Done) -> list[Event]:
         group.done[choice] = done

@@ -12,16 +12,22 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 @dataclass
 class Figure:
-    """One measured thing. `target` is in the same unit; None = only told."""
+    """One measured thing. `target` is the most, `floor` the least that it should be, in the same unit; None = only told."""
 
     name: str
     value: float
     unit: str
     target: float | None = None
+    floor: float | None = None
 
     @property
     def met(self) -> bool:
-        return self.target is None or self.value <= self.target
+        return (self.target is None or self.value <= self.target) and (self.floor is None or self.value >= self.floor)
+
+    @property
+    def wanted(self) -> str:
+        bounds = (("<=", self.target), (">=", self.floor))
+        return " ".join(f"{sign} {bound:g} {self.unit}".rstrip() for sign, bound in bounds if bound is not None)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -31,8 +37,7 @@ def quantile(values: list[float], share: float) -> float:
 def table(figures: list[Figure]) -> str:
     rows = ["| what | measured | target |", "| --- | --- | --- |"]
     for figure in figures:
-        target = "" if figure.target is None else f"<= {figure.target:g} {figure.unit}".rstrip()
-        rows.append(f"| {figure.name} | {f'{figure.value:.3g} {figure.unit}'.rstrip()} | {target} |")
+        rows.append(f"| {figure.name} | {f'{figure.value:.3g} {figure.unit}'.rstrip()} | {figure.wanted} |")
     return "\n".join(rows)
 
 

@@ -33,7 +33,7 @@ def test_each_part_writes_behind_its_own_mark(tmp_path):
     assert text.endswith("<!-- soak joins -->\n\n| what | measured | target |\n| --- | --- | --- |\n| a loss | 3 | <= 0 |\n")
     assert "old" not in text
     assert json.loads((tmp_path / "soak-joins.json").read_text())["figures"] == [
-        {"name": "a loss", "value": 3, "unit": "", "target": 0, "met": False}
+        {"name": "a loss", "value": 3, "unit": "", "target": 0, "floor": None, "met": False}
     ]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 import msgspec
 
 from mesh.framing import MAX_FRAME, FrameError
-from mesh.messages.link import Emit, LinkMessage, Open
+from mesh.messages.link import Attach, Emit, LinkMessage, Open
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ class UnknownKind(msgspec.Struct, frozen=True):
 
 
 class Malformed(msgspec.Struct, frozen=True):
-    """An `Open` or `Emit` of a known number whose content has the wrong shape; `why` names the field."""
+    """An `Open`, `Attach` or `Emit` of a known number whose content has the wrong shape; `why` names the field."""
 
     opened: bool
     stream: int
@@ -106,8 +106,8 @@ def _diagnose(part: msgspec.Raw | bytes, error: Exception) -> UnknownKind | Malf
         raise FrameError(f"not a message: {broken}") from broken
     if envelope.type not in KINDS:
         return UnknownKind(envelope.type[:MAX_KIND])
-    if envelope.stream is not None and envelope.type in (_kind(Open), _kind(Emit)):
-        return Malformed(envelope.type == _kind(Open), envelope.stream, str(error)[:200])
+    if envelope.stream is not None and envelope.type in (_kind(Open), _kind(Attach), _kind(Emit)):
+        return Malformed(envelope.type != _kind(Emit), envelope.stream, str(error)[:200])
     raise FrameError(f"a message of kind {envelope.type} is malformed: {error}")
 
 

@@ -20,7 +20,9 @@ CREDIT = "credit"
 """Requests have a window of credit: see `credit.py`."""
 PIECES = "pieces"
 """Large messages are sent in pieces: see `pieces.py`."""
-FEATURES = frozenset({CREDIT, PIECES})
+ATTACH = "attach"
+"""Requests outlive their link: `Attach` goes on with one on another link."""
+FEATURES = frozenset({CREDIT, PIECES, ATTACH})
 
 
 def told(hello: Hello, features: Collection[str]) -> Hello:

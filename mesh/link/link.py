@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.errors import BadRequest, MeshError, Unavailable
+from mesh.errors import BadRequest, MeshError, NotFound, Unavailable
 from mesh.framing import FrameError, FrameReader
 from mesh.link.codec import Malformed, UnknownKind, decode_one, encode, parts
-from mesh.link.features import CREDIT, PIECES, common
+from mesh.link.features import ATTACH, CREDIT, PIECES, common
 from mesh.link.greeting import Greeting
 from mesh.link.hello import meet
 from mesh.link.opened import OpenedRequests
@@ -25,6 +25,7 @@ from mesh.link.refusal import refusal_of, refuse
 from mesh.link.served import ServedRequests
 from mesh.link.writer import LinkWriter
 from mesh.messages.link import (
+    Attach,
     Cancel,
     Credit,
     Drained,
@@ -148,6 +149,12 @@ class Link:
         if self.leaving:
             raise Unavailable(f"{self.peer_id} is leaving the mesh; ask another node", code="leaving")
         await self._opened.infer(request, emit)
+
+    async def attach(self, wanted: Attach, emit: EmitEvent) -> None:
+        """Go on with a request that the other side has. Raises as `infer`, and NotFound(code="stream_not_found")."""
+        if ATTACH not in self.features:
+            raise NotFound(f"{self.peer_id} keeps no streams; send the request again", code="stream_not_found")
+        await self._opened.attach(wanted, emit)
 
     def send(self, message: LinkMessage) -> None:
         """Queue a control message; never blocks. Dropped when the link is closed. Raises FrameError over 4 MiB."""
@@ -298,6 +305,8 @@ class Link:
         match message:
             case Open():
                 served.open(message)
+            case Attach():
+                served.attach(message)
             case Cancel():
                 served.cancel(message.stream)
             case Credit():

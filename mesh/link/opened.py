@@ -1,7 +1,7 @@
 """Requests that our side opened on a link.
 
 1. A number is used once in the life of a link; events for a number that is not open any more are ignored.
-2. Every `infer` ends: with `Done`, with the other side's error, with `link_lost`, or by cancellation, which sends `Cancel`.
+2. Every `infer` ends: with `Done` or `Kept`, the other side's error, `link_lost`, or by cancellation, which sends `Cancel`.
 3. A caller whose `emit` raises ends its own request and nothing else.
 4. Where the other side keeps to credit, a request gets more only when its caller has room: what the caller does not read waits on
    the other side (`credit.py`).
@@ -12,17 +12,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from mesh.errors import BackendFailed, BadRequest, Busy, Unavailable
 from mesh.link.codec import MAX_MESSAGE, encode
 from mesh.link.credit import QUANTUM, WINDOW
 from mesh.link.pieces import PIECE
-from mesh.messages.inference import Done, Event, Fail
-from mesh.messages.link import Cancel, Credit, Open
+from mesh.messages.inference import Done, Event, Fail, Kept
+from mesh.messages.link import Attach, Cancel, Credit, Open
 from mesh.service import error_of, room
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mesh.link.writer import LinkWriter
     from mesh.messages.inference import InferenceRequest
     from mesh.service import Emit
@@ -68,12 +71,19 @@ class OpenedRequests:
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Ask the other side. Raises its MeshError, or Unavailable(code="link_lost")."""
+        await self._ask(lambda number: Open(number, request), emit)
+
+    async def attach(self, wanted: Attach, emit: Emit) -> None:
+        """As `infer`, for a request that the other side has."""
+        await self._ask(lambda number: msgspec.structs.replace(wanted, stream=number), emit)
+
+    async def _ask(self, opening: Callable[[int], Open | Attach], emit: Emit) -> None:
         if self._lost is not None:
             raise self._fresh_loss()
         if len(self._requests) >= MAX_IN_FLIGHT:
             raise Busy(f"this link carries {MAX_IN_FLIGHT} requests already; use another node or wait", code="link_full")
         number, self._next = self._next, self._next + 1
-        message = encode(Open(number, request))
+        message = encode(opening(number))
         if len(message) > MAX_MESSAGE:
             raise BadRequest(f"the request has {len(message)} bytes; at most {MAX_MESSAGE} travel on a link", status=413)
         self._requests[number] = entry = _Request(emit, len(message) > PIECE)
@@ -120,7 +130,7 @@ class OpenedRequests:
         entry.taken += size
         if isinstance(event, Fail):
             self._end(number, error_of(event))
-        elif entry.taken < QUANTUM or not self.credit or isinstance(event, Done):
+        elif entry.taken < QUANTUM or not self.credit or isinstance(event, Done | Kept):
             self._emit(number, entry, event)
         elif entry.taken - size >= WINDOW:
             self._overrun(number, entry)
@@ -154,7 +164,7 @@ class OpenedRequests:
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller of `infer`, which raises it
             entry.end(error)
         else:
-            if isinstance(event, Done):
+            if isinstance(event, Done | Kept):
                 self._end(number, None)
 
     def _end(self, number: int, error: Exception | None) -> None:

@@ -23,15 +23,16 @@ from mesh.link.credit import MAX_HELD, MAX_HELD_BY_LINK, Allowance, too_slow
 from mesh.link.opened import MAX_IN_FLIGHT
 from mesh.link.pieces import PIECE
 from mesh.link.writer import CROWDED
-from mesh.messages.inference import Delta, Done, Event, Fail
+from mesh.messages.inference import Delta, Done, Event, Fail, Kept
 from mesh.messages.link import Credit, Emit, ModelLoad, Open
-from mesh.service import fail_of, paced
+from mesh.service import KeepingService, fail_of, paced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from mesh.link.writer import LinkWriter
-    from mesh.messages.inference import InferenceRequest
+    from mesh.messages.link import Attach
+    from mesh.service import Emit as EmitEvent
     from mesh.service import InferenceService
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,10 @@ def _set_event() -> trio.Event:
 @dataclass(slots=True, eq=False)
 class _Request:
     number: int
-    request: InferenceRequest
+    model: str
+    """Empty: of a request that was kept."""
+    name: str
+    work: Callable[[EmitEvent], Awaitable[None]]
     allowance: Allowance
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: bool = False
@@ -84,17 +88,30 @@ class ServedRequests:
 
     def open(self, message: Open) -> None:
         """Start a request, or answer at once why not."""
-        number, request = message.stream, message.request
+        request, service = message.request, self._service
+        if service is None:
+            error = NotFound(f"model {request.model!r} is not served here", code="model_not_found", param="model")
+            self.refuse(message.stream, error)
+        else:
+            self._start(message.stream, request.model, request.request_id, partial(service.infer, request))
+
+    def attach(self, message: Attach) -> None:
+        """Go on with a request that the service keeps, or answer at once why not."""
+        service = self._service
+        if isinstance(service, KeepingService):
+            self._start(message.stream, "", "that was kept", partial(service.attach, message))
+        else:
+            self.refuse(message.stream, NotFound("nothing is kept here; send the request again", code="stream_not_found"))
+
+    def _start(self, number: int, model: str, name: str, work: Callable[[EmitEvent], Awaitable[None]]) -> None:
         if number in self._requests:
             self.refuse(number, BadRequest(f"request number {number} is in use; both were ended"))
-        elif self._service is None:
-            self.refuse(number, NotFound(f"model {request.model!r} is not served here", code="model_not_found", param="model"))
         elif self._running >= MAX_IN_FLIGHT:
             self.refuse(number, Busy(f"this link carries {MAX_IN_FLIGHT} requests already; use another node or wait"))
         else:
-            self._requests[number] = entry = _Request(number, request, Allowance(limited=self._credit))
+            self._requests[number] = entry = _Request(number, model, name, work, Allowance(limited=self._credit))
             self._running += 1
-            self._nursery.start_soon(self._serve, entry, self._service)
+            self._nursery.start_soon(self._serve, entry)
 
     def cancel(self, number: int) -> None:
         """Stop a request whose opener lost interest."""
@@ -114,22 +131,22 @@ class ServedRequests:
         self.cancel(number)
         self._writer.put_event(encode(Emit(number, fail_of(error))))
 
-    async def _serve(self, entry: _Request, service: InferenceService) -> None:
+    async def _serve(self, entry: _Request) -> None:
         try:
-            await self._answer(entry, service)
+            await self._answer(entry)
             await self._flowing(entry)
         finally:
             self._running -= 1
 
-    async def _answer(self, entry: _Request, service: InferenceService) -> None:
+    async def _answer(self, entry: _Request) -> None:
         try:
             with entry.scope:
-                await service.infer(entry.request, paced(partial(self._emit, entry), partial(self._flowing, entry)))
+                await entry.work(paced(partial(self._emit, entry), partial(self._flowing, entry), lambda: not entry.ended))
         except Exception as error:  # noqa: BLE001 - a service's failure ends its request alone
             self._fail(entry, self._explain(entry, error))
         else:
             # Not when cancelled: then the number is free already and this says nothing.
-            self._fail(entry, BackendFailed(f"model {entry.request.model!r} stopped without a result; try again"))
+            self._fail(entry, BackendFailed(f"model {entry.model!r} stopped without a result; try again"))
 
     def _emit(self, entry: _Request, event: Event) -> None:
         if entry.ended:
@@ -137,7 +154,7 @@ class ServedRequests:
         message = encode(Emit(entry.number, event))
         allowance = entry.allowance
         # Tokens first: this runs for each of them.
-        ends = not isinstance(event, Delta) and isinstance(event, Done | Fail)
+        ends = not isinstance(event, Delta) and isinstance(event, Done | Fail | Kept)
         if len(message) > MAX_MESSAGE:
             error = BadRequest(f"one event of the answer has {len(message)} bytes; ask for less at once", code="answer_too_large")
             self._break(entry, error)
@@ -160,7 +177,7 @@ class ServedRequests:
         self._forget(entry)
 
     def _fail_of(self, entry: _Request, error: MeshError) -> Fail:
-        load = self._load().get(entry.request.model)
+        load = self._load().get(entry.model)
         return fail_of(error, running=load.running, waiting=load.waiting) if load else fail_of(error)
 
     def _forget(self, entry: _Request) -> None:
@@ -223,8 +240,8 @@ class ServedRequests:
         known = _only_mesh_error(error)
         if known is not None:
             return known
-        logger.error("request %s for %s failed", entry.request.request_id, entry.request.model, exc_info=error)
-        return BackendFailed(f"model {entry.request.model!r} failed; the node's log says why")
+        logger.error("request %s for %s failed", entry.name, entry.model, exc_info=error)
+        return BackendFailed(f"model {entry.model!r} failed; the node's log says why")
 
 
 def _only_mesh_error(error: Exception) -> MeshError | None:

@@ -25,6 +25,16 @@ class Grammar(msgspec.Struct, frozen=True):
     param: str = "response_format"
 
 
+class Reader(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the client reads its stream: nothing for a model, but for a gateway that goes on with the stream of another one."""
+
+    model: str = ""
+    """What the client calls the model."""
+    name: str = ""
+    """What the client calls the request, on a WebSocket."""
+    include_usage: bool = False
+
+
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, as the gateway accepted it; resuming it elsewhere sends the same bytes.
 
@@ -87,6 +97,9 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """The address that it came from, for the gateway alone: no node is told."""
     resume: bool = True
     """False: an answer that is lost in the middle is an error, no other node goes on with it."""
+    keep: bytes = b""
+    """A secret under which the node keeps what it gave out, and goes on for a while when its reader is lost; empty: neither."""
+    reader: Reader | None = None
     prior: list[list[int]] = []
     """Per choice the token ids that another node gave out already: the answer goes on behind them, as if never interrupted."""
 
@@ -119,7 +132,7 @@ class Performance(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
-    """Somebody works on it. `node`, `attempts` and `numerics` are filled in by dispatch, the counters by the node."""
+    """Somebody works on it. `node`, `attempts`, `numerics` and `resume_token` are filled in by dispatch, the rest by the node."""
 
     running: int = 0
     waiting: int = 0
@@ -127,6 +140,10 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     attempts: int = 1
     numerics: str = ""
     """As the node announced it; nodes with equal ones compute alike."""
+    kept: bool = False
+    """The node keeps what it gives out, as `InferenceRequest.keep` asked."""
+    resume_token: str = ""
+    """With it the client picks its stream up at any gateway of the mesh; empty: it cannot."""
 
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):
@@ -204,4 +221,16 @@ class Fail(msgspec.Struct, frozen=True, tag="fail"):
     waiting: int = 0
 
 
-Event = Accepted | Delta | Done | Fail
+class Kept(msgspec.Struct, frozen=True, tag="kept", omit_defaults=True):
+    """The answer to an `Attach` that only looks, and its end: what a node has of a request.
+
+    `request.prior` is what was given out before the token that was asked for, `characters` how much text that was, by choice;
+    `ended` are the choices that were complete by then, in the order in which they ended.
+    """
+
+    request: InferenceRequest
+    characters: list[int] = []
+    ended: list[tuple[int, FinishReason]] = []
+
+
+Event = Accepted | Delta | Done | Fail | Kept

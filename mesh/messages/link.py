@@ -120,8 +120,25 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
     request: InferenceRequest
 
 
+class Attach(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
+    """Go on with a request that the receiver runs or keeps, under a number as in `Open`. Only with the feature `attach`.
+
+    `tokens` have been given out, over all choices: what follows them is told, and what is still to come. `follow` False: only
+    look; the answer is one `Kept`. What is not there, or of another tenant, is `Fail` with `stream_not_found`.
+    """
+
+    stream: int = 0
+    keep: bytes
+    tenant: str
+    tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    follow: bool = True
+
+    def __repr__(self) -> str:
+        return f"Attach({self.stream}, tokens={self.tokens}, follow={self.follow})"
+
+
 class Emit(msgspec.Struct, frozen=True, tag="emit"):
-    """One event of an opened request. `Done` and `Fail` free the number."""
+    """One event of an opened request. `Done`, `Kept` and `Fail` free the number."""
 
     stream: int
     event: Event
@@ -188,6 +205,7 @@ LinkMessage = (
     | Records
     | Leave
     | Open
+    | Attach
     | Emit
     | Cancel
     | Credit

@@ -13,21 +13,22 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import trio
 
 from mesh.errors import BackendFailed
-from mesh.http.errors import INTERNAL, error_response, public_error
+from mesh.http.errors import error_response, public_error
 from mesh.http.message import Response, StreamingResponse, StreamWriter
-from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest
+from mesh.messages.inference import Accepted, Delta, Done, Event, InferenceRequest, Reader
 from mesh.openai.collected import CollectedChoice
 from mesh.openai.embeddings import EmbeddingRoutes
-from mesh.openai.errors import error_event, model_not_found
+from mesh.openai.errors import model_not_found
+from mesh.openai.event_stream import EventStream, ended, resume_headers
 from mesh.openai.parse import parse_chat, parse_completion
 from mesh.openai.reply_headers import Headers, ignored_header, node_headers
 from mesh.openai.translate import Identity, chat_inference, completion_inference, model_object
 from mesh.openai.wishes import as_headers_say
 from mesh.openai.wording import Wording
-from mesh.service import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,12 +95,13 @@ class OpenAIRoutes:
         if body.seed is None:
             headers[SEED] = str(inference.seed)
         include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        inference = msgspec.structs.replace(inference, reader=Reader(model=inference.model, include_usage=include_usage))
         wording = Wording(task, inference, include_usage=include_usage)
         if not body.stream:
             return await self._whole(inference, wording, headers)
 
         async def produce(writer: StreamWriter) -> None:
-            await _Stream(wording, writer).run(self._service, inference)
+            await EventStream(wording, writer).run(self._service, inference)
 
         return StreamingResponse(produce, headers={"cache-control": "no-cache", **headers})
 
@@ -112,7 +114,8 @@ class OpenAIRoutes:
             if public is None:
                 raise
             return error_response(public, {**headers, **collected.headers})
-        return Response.json(wording.reply(collected.choices, done), headers={**headers, **collected.headers})
+        told = {**headers, **collected.headers, **resume_headers(done)}
+        return Response.json(wording.reply(collected.choices, done), headers=told)
 
 
 class _Collected:
@@ -131,7 +134,7 @@ class _Collected:
             raise BackendFailed(
                 f"the answer grew over {MAX_REPLY_CHARACTERS} characters; ask for fewer tokens", code="reply_too_large"
             )
-        return _ended(self._done)
+        return ended(self._done)
 
     def _take(self, event: Event) -> None:
         match event:
@@ -150,49 +153,6 @@ class _Collected:
         self.choices[delta.choice].add(delta)
         if sum(choice.size for choice in self.choices) > MAX_REPLY_CHARACTERS:
             self._scope.cancel()
-
-
-class _Stream:
-    """The events of a request that is answered as they come."""
-
-    def __init__(self, wording: Wording, writer: StreamWriter) -> None:
-        self._wording = wording
-        self._writer = writer
-        self._started = False
-        self._done: Done | None = None
-
-    async def run(self, service: InferenceService, inference: InferenceRequest) -> None:
-        try:
-            await service.infer(inference, paced(self._take, self._writer.room))
-            _ended(self._done)
-        except Exception as error:
-            if self._started and self._done is None:
-                self._writer.write(error_event(public_error(error) or INTERNAL))
-            raise
-
-    def _take(self, event: Event) -> None:
-        match event:
-            case Accepted():
-                self._writer.headers.update(node_headers(event))
-            case Delta():
-                self._writer.write(self._opening() + self._wording.chunk(event))
-            case Done():
-                self._done = event
-                self._writer.write(self._opening() + self._wording.closing(event))
-            case _:
-                pass
-
-    def _opening(self) -> bytes:
-        if self._started:
-            return b""
-        self._started = True
-        return self._wording.opening()
-
-
-def _ended(done: Done | None) -> Done:
-    if done is None:
-        raise BackendFailed("the answer ended without saying that it was complete; try again")
-    return done
 
 
 def _identity() -> Identity:

@@ -15,7 +15,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mesh.messages.inference import Alternative, Delta, Done, InferenceRequest, TokenLogprob, ToolCallDelta
+    from mesh.messages.inference import Alternative, Delta, Done, FinishReason, InferenceRequest, TokenLogprob, ToolCallDelta
     from mesh.openai.collected import CollectedChoice
 
 DONE_EVENT = b"data: [DONE]\n\n"
@@ -83,6 +83,13 @@ class Wording:
             return b""
         return b"".join(self._event(self._choice(index, {"role": "assistant", "content": ""})) for index in self._open)
 
+    def go_on(self, characters: Sequence[int], ended: Sequence[tuple[int, FinishReason]]) -> None:
+        """Somebody else wrote so much of each choice, and how these ended, in their order."""
+        self._written[: len(characters)] = characters
+        for index, reason in ended:
+            if self._open.get(index, reason) is None:
+                self._end(index, reason)
+
     def chunk(self, delta: Delta) -> bytes:
         """What one delta says; nothing when there is nothing to say."""
         index = delta.choice
@@ -97,7 +104,9 @@ class Wording:
         """What a stream ends with. Choices that have not ended end as `done` says."""
         *others, last = self._open
         events = [self._end(index, self._open[index] or done.finish_reason) for index in others]
-        events.append(self._end(last, self._open[last] or done.finish_reason, performance=done.performance.rounded()))
+        more = {} if done.exact else {"resume": "approximate"}
+        performance = done.performance.rounded()
+        events.append(self._end(last, self._open[last] or done.finish_reason, performance=performance, **more))
         if self._include_usage:
             events.append(self._event(None, usage=_usage(done)))
         return b"".join([*events, DONE_EVENT])

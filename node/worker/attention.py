@@ -40,6 +40,10 @@ HARMLESS = frozenset(
 """Arguments that models pass along and that change nothing here."""
 
 
+MANY = 4
+"""Rows from which on decoding by plain matrix products is faster on a CPU, in 16 bits."""
+
+
 class Inexact(Exception):
     """The model needs something that slot attention cannot do exactly. Run it on `node.worker.fallback`."""
 
@@ -53,6 +57,15 @@ class Piece:
     row: int
     count: int
     past: int
+    _masks: dict[int | None, Tensor] = field(default_factory=dict, compare=False)
+
+    def mask(self, window: int | None, start: int, like: Tensor) -> Tensor:
+        """0 where a token may look, of those from `start` on, [count, past + count - start]; made once for all layers."""
+        if window not in self._masks:
+            end = self.past + self.count
+            last = torch.arange(self.past, end, device=like.device)[:, None]
+            self._masks[window] = _additive(_visible(torch.arange(start, end, device=like.device), last, window), like.dtype)
+        return self._masks[window]
 
 
 @dataclass(kw_only=True)
@@ -78,13 +91,13 @@ class DecodeGroup:
         slab = tensor[self.base : self.base + self.span * self.capacity]
         return slab.view(self.span, self.capacity, *tensor.shape[1:])[:, : self.reach].transpose(1, 2)
 
-    def mask(self, window: int | None) -> Tensor:
-        """True where an extent's row may look, [span, 1, 1, reach]. Rows of nobody see position 0: softmax needs something."""
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """0 where an extent's row may look, [span, 1, 1, reach]. Rows of nobody see position 0: softmax needs something."""
         if window not in self._masks:
             last = torch.zeros(self.span, 1, dtype=torch.long, device=self.extents.device)
             last[self.extents, 0] = self.positions
             seen = _visible(torch.arange(self.reach, device=last.device), last, window)
-            self._masks[window] = seen[:, None, None]
+            self._masks[window] = _additive(seen, dtype)[:, None, None]
         return self._masks[window]
 
 
@@ -116,23 +129,34 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """Query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim], rotated already -> [1, tokens, heads, dim]."""
     assert slot_step is not None
-    step = slot_step
     _refuse_unknown(module, attention_mask, s_aux, rest)
     rules = Rules(scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux)
-    layer = module.layer_idx
-    step.windows[layer] = sliding_window
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return _attend(slot_step, module.layer_idx, query, key, value, rules)[None], None
+
+
+def attend(
+    step: StepContext, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None
+) -> Tensor:
+    """Query [tokens, heads, dim], key and value [tokens, kv_heads, dim], rotated already -> [tokens, heads, dim]."""
+    return _attend(step, layer, query, key, value, Rules(scaling=scaling, window=window))
+
+
+def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+    step.windows[layer] = rules.window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
-    if key.shape[1:4:2] != keys.shape[1:] or value.shape[1:4:2] != keys.shape[1:]:
+    if key.shape[1:] != keys.shape[1:] or value.shape[1:] != keys.shape[1:]:
         raise Inexact(f"layer {layer} has other key and value shapes than its configuration says")
-    keys[step.places] = key[0].transpose(0, 1)
-    values[step.places] = value[0].transpose(0, 1)
-    out = query.new_zeros(query.shape[2], query.shape[1], query.shape[3])
+    keys.index_copy_(0, step.places, key)
+    values.index_copy_(0, step.places, value)
+    out = query.new_zeros(query.shape)
     for group in step.groups:
-        out[group.rows] = _decode(query[0].transpose(0, 1)[group.rows], keys, values, group, rules)
+        decode = _gathered if rules.plain and _gathers(query, group) else _decode
+        out[group.rows] = decode(query[group.rows], keys, values, group, rules)
     for piece in step.pieces:
         rows = slice(piece.row, piece.row + piece.count)
-        out[rows] = _prefill(query[:, :, rows], keys, values, piece, rules)[0].transpose(0, 1)
-    return out[None], None
+        out[rows] = _prefill(query[None, rows].transpose(1, 2), keys, values, piece, rules)[0].transpose(0, 1)
+    return out
 
 
 def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:
@@ -142,9 +166,28 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rul
     spread = query.new_zeros(group.span, heads, dim)
     spread[group.extents] = query
     grouped = rules.attend(
-        spread.view(group.span, kv_heads, heads // kv_heads, dim), group.view(keys), group.view(values), group.mask(rules.window)
+        spread.view(group.span, kv_heads, heads // kv_heads, dim),
+        group.view(keys),
+        group.view(values),
+        group.mask(rules.window, query.dtype),
     )
     return grouped.reshape(group.span, heads, dim)[group.extents].view(rows, heads, dim)
+
+
+def _gathers(query: Tensor, group: DecodeGroup) -> bool:
+    """For a few rows of 16 bits on a CPU torch's fused attention is fast; for many, copying first takes half the time."""
+    return query.device.type == "cpu" and query.dtype != torch.float32 and len(group.rows) >= MANY
+
+
+def _gathered(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:
+    """The same as `_decode`, with the rows' keys and values copied next to each other and plain matrix products."""
+    rows, heads, dim = query.shape
+    kv_heads = keys.shape[1]
+    key, value = (group.view(tensor).index_select(0, group.extents).view(rows * kv_heads, -1, dim) for tensor in (keys, values))
+    scaled = (query * (dim**-0.5 if rules.scaling is None else rules.scaling)).view(rows * kv_heads, heads // kv_heads, dim)
+    scores = torch.bmm(scaled, key.transpose(1, 2)).view(rows, heads, -1)
+    scores += group.mask(rules.window, query.dtype)[group.extents, 0]
+    return torch.bmm(scores.softmax(-1).view(rows * kv_heads, heads // kv_heads, -1), value).view(rows, heads, dim)
 
 
 def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, rules: Rules) -> Tensor:
@@ -157,15 +200,18 @@ def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, rules: R
     value = values[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
     if start == piece.past and (window is None or piece.count <= window):
         return rules.attend(query, key, value)
-    last = torch.arange(piece.past, end, device=query.device)[:, None]
-    mask = _visible(torch.arange(start, end, device=query.device), last, window)
-    return rules.attend(query, key, value, mask)
+    return rules.attend(query, key, value, piece.mask(window, start, query))
 
 
 def _visible(positions: Tensor, last: Tensor, window: int | None) -> Tensor:
     """True where the token at `last` (a column) may look at `positions` (a row)."""
     seen = positions <= last
     return seen if window is None else seen & (positions > last - window)
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What attention adds to its scores. Made here once: from truth values, torch would make it again in every layer."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def _refuse_unknown(module: Any, mask: Tensor | None, sinks: Tensor | None, rest: dict[str, Any]) -> None:

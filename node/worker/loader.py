@@ -22,12 +22,13 @@ from mesh.errors import Misconfigured
 from mesh.messages.worker import Loading, Ready
 from mesh.version import __version__
 from node.worker.attention import NAME, Inexact
-from node.worker.cache.arena import ArenaShape
+from node.worker.cache.arena import ArenaShape, arena_shape
 from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
 from node.worker.digest import numerics_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
 from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
+from node.worker.fused.way import fastest, modules
 from node.worker.intake import Intake
 from node.worker.lora.adapter import read_adapter
 from node.worker.lora.layers import attach
@@ -39,6 +40,11 @@ from node.worker.templates import ChatTemplate, get_template
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from torch import Tensor
+
+    from node.worker.embedding.embedder import Hidden
+    from node.worker.fused.way import Way
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +80,8 @@ class Loaded:
     ready: Ready
     model: Any
     tokenizer: Any
+    hidden: Hidden | None
+    """What takes the place of the model's own modules, where these gave their weights away."""
 
 
 def load(options: Options, report: Callable[[Loading], None]) -> tuple[Engine, Ready]:
@@ -91,10 +99,19 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
     tokenizer = read_tokenizer(directory)
     stand_in = _stand_in(directory, tokenizer)
     model = read_model(directory, dtype, device, report)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     report(Loading(done=0, total=0, phase="warming up"))
     adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
     selection = attach(model, adapters)
-    runner = _runner(model, options)
+    runner: Runner
+    try:
+        runner, way = _runner(model, options, fastest)
+    except _Spoilt as reason:
+        _logger.error("the fast way of computing this model is not used: %s; please report this", reason)  # noqa: TRY400
+        model = read_model(directory, dtype, device, report)
+        selection = attach(model, adapters)
+        runner, way = _runner(model, options, modules)
+    hidden = getattr(runner.forward, "hidden", None) if isinstance(runner, SlotRunner) else None
     if adapters:
         runner = AdaptedRunner(runner, selection)
     ends = end_tokens(model, tokenizer, stand_in)
@@ -107,9 +124,9 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
     )
     engine = Engine(runner, intake, limits=options.limits)
     _warm_up(engine, options.path)
-    ready = _ready(directory, model, tokenizer, ends, runner, device)
+    ready = _ready(directory, model, tokenizer, ends, runner, device, parameters, way)
     ready = msgspec.structs.replace(ready, adapters={adapter.name: adapter.digest for adapter in adapters})
-    return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer)
+    return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer, hidden=hidden)
 
 
 def _warm_up(engine: Engine, path: Path) -> None:
@@ -225,20 +242,31 @@ class _Bar:
         return lambda *_, **__: None
 
 
-def _runner(model: Any, options: Options) -> Runner:
+class _Spoilt(Exception):
+    """The model's weights were taken over by a way of computing it that is not right."""
+
+
+def _runner(model: Any, options: Options, choose: Callable[[Any], Way]) -> tuple[Runner, str]:
+    """What computes the model, and by which way. Raises _Spoilt when another way should be chosen for a fresh model."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
     if options.context and options.context > longest:
         raise Misconfigured(f"--context {options.context} is more than the {longest} positions that the model knows")
+    name = modules(model).name
     try:
         check_configuration(model)
         shape, room = _room(model, options, longest)
-        runner = SlotRunner(model, shape, room)
-        _check(model, runner)
+        expected = _expected(model)
+        way = choose(model)
+        name = way.name
+        runner = SlotRunner(model, shape, room, forward=way.forward)
+        _check(model, runner, expected)
     except Inexact as reason:
+        if name != modules(model).name:
+            raise _Spoilt(str(reason)) from reason
         _logger.warning("the model runs on plain generate, one request at a time: %s", reason)
-        return _generating(model, options.context or min(longest, DEFAULT_CONTEXT))
-    return runner
+        return _generating(model, options.context or min(longest, DEFAULT_CONTEXT)), "generate"
+    return runner, name
 
 
 def _generating(model: Any, context_length: int) -> GenerateRunner:
@@ -249,12 +277,18 @@ def _generating(model: Any, context_length: int) -> GenerateRunner:
     return runner
 
 
-def _check(model: Any, runner: SlotRunner) -> None:
-    """Compare the model's own attention with ours, and leave ours in place. Raises Inexact and leaves the model's."""
+def _expected(model: Any) -> Tensor:
+    """The logits after the probe, by the model's own attention."""
+    tokens = torch.tensor([probe(_vocabulary(model))], device=model.device)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0, -1]
+    return logits
+
+
+def _check(model: Any, runner: SlotRunner, expected: Tensor) -> None:
+    """Compare what the model gave with what the runner gives, and leave our attention in place. Raises Inexact."""
     own = model.config._attn_implementation
     tokens = probe(_vocabulary(model))
-    with torch.inference_mode():
-        expected = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits[0, -1]
     model.set_attn_implementation(NAME)
     try:
         check_model(runner, expected, config=model.config.get_text_config(), tokens=tokens)
@@ -269,7 +303,7 @@ def _check(model: Any, runner: SlotRunner) -> None:
 
 def _room(model: Any, options: Options, longest: int) -> tuple[ArenaShape, Room]:
     """Room for all slots to be full and as many tokens again of prefixes, or for as much as fits. Raises Misconfigured."""
-    one = _shape(model, 1).bytes_per_token(model.dtype)
+    one = arena_shape(model, 1).bytes_per_token(model.dtype)
     memory = int(free_memory(model.device) * MEMORY_SHARE)
     if options.cache_mib is not None:
         memory = min(memory, options.cache_mib << 20)
@@ -288,18 +322,7 @@ def _room(model: Any, options: Options, longest: int) -> tuple[ArenaShape, Room]
         "the cache has %d MiB: %d tokens for running requests (%d times the context of %d), and %d tokens of prefixes",
         room.tokens * one >> 20, slabs * length, slabs, length, room.prefixes,
     )  # fmt: skip
-    return _shape(model, room.tokens), room
-
-
-def _shape(model: Any, tokens: int) -> ArenaShape:
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    return ArenaShape(
-        layers=config.num_hidden_layers,
-        tokens=tokens,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-    )
+    return arena_shape(model, room.tokens), room
 
 
 def _vocabulary(model: Any) -> int:
@@ -318,7 +341,14 @@ def end_tokens(model: Any, tokenizer: Any, stand_in: ChatTemplate | None = None)
 
 
 def _ready(
-    directory: ModelDirectory, model: Any, tokenizer: Any, ends: frozenset[int], runner: Runner, device: DeviceInfo
+    directory: ModelDirectory,
+    model: Any,
+    tokenizer: Any,
+    ends: frozenset[int],
+    runner: Runner,
+    device: DeviceInfo,
+    parameters: int,
+    way: str,
 ) -> Ready:
     digest = weights_digest(directory)
     dtype = str(model.dtype).removeprefix("torch.")
@@ -327,14 +357,14 @@ def _ready(
     return Ready(
         context_length=runner.context_length,
         vocabulary=_vocabulary(model),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         slots=runner.slots,
         device=str(device.device),
         device_name=device.name,
         device_memory=device.memory,
         dtype=dtype,
         weights_digest=digest,
-        numerics=numerics_digest(digest, template, str(sorted(ends)), dtype, device.device.type, str(runner.batching), *versions),
+        numerics=numerics_digest(digest, template, str(sorted(ends)), dtype, device.device.type, way, *versions),
         architecture=type(model).__name__,
         batching=runner.batching,
     )

@@ -62,7 +62,7 @@ def _is_for_embeddings(directory: ModelDirectory) -> bool:
 
 def _text(loaded: Loaded, *, queue: int) -> tuple[Serving, Ready]:
     engine, ready = loaded.engine, loaded.ready
-    embedder = Embedder(loaded.model, Pooling(mode="last"))
+    embedder = Embedder(loaded.model, Pooling(mode="last"), hidden=loaded.hidden)
     try:
         embedder.embed([[0]], [None])
     # Modelling code may keep its hidden states to itself, or need more than ids.

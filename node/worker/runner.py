@@ -65,19 +65,41 @@ class Runner(Protocol):
         ...
 
 
+class Forward(Protocol):
+    """Runs a model over one row of tokens, with `node.worker.attention` between them."""
+
+    def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+        """Logits after the tokens that `keep` numbers [keep, vocabulary]."""
+        ...
+
+
+class ModuleForward:
+    """By the modules of transformers."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+        """See Forward."""
+        logits: Tensor = self._model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, slot_step=step, logits_to_keep=keep
+        ).logits
+        return logits[0]
+
+
 class SlotRunner:
     """Many sequences at once over the arena."""
 
     batching = True
 
-    def __init__(self, model: Any, shape: ArenaShape, room: Room) -> None:
+    def __init__(self, model: Any, shape: ArenaShape, room: Room, *, forward: Forward | None = None) -> None:
         assert shape.tokens == room.tokens
         self.slots = room.slots
         self.context_length = room.context
         self.arena = Arena(shape, dtype=model.dtype, device=model.device)
         extents = Extents(slab=room.context, slabs=room.slabs)
         self.memory = Memory(extents, RadixCache(start=extents.tokens, pool=room.prefixes), self.arena)
-        self._model = model
+        self.forward: Forward = forward or ModuleForward(model)
         self.device: torch.device = model.device
 
     def run(self, shares: Sequence[Share]) -> Tensor:
@@ -98,15 +120,9 @@ class SlotRunner:
         return logits[: len(completing)]
 
     def _forward(self, tokens: list[int], positions: list[int], step: StepContext, keep: list[int]) -> Tensor:
-        logits: Tensor = self._model(
-            input_ids=torch.tensor([tokens], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            use_cache=False,
-            slot_step=step,
-            logits_to_keep=torch.tensor(keep, device=self.device),
-        ).logits
+        logits = self.forward(self._tensor(tokens), self._tensor(positions), step, self._tensor(keep))
         self.windows = step.windows
-        return logits[0]
+        return logits
 
     def _context(self, shares: Sequence[Share], padding: int) -> StepContext:
         singles = [(share.sequence.computed, _extent(share)) for share in shares if share.count == 1]

@@ -2,6 +2,7 @@
 
 `python -m tests.bench link` measures only the parts that it names, and writes nothing. `overload`, `disconnect` and `routing`
 have a short form, for trying out: `python -m tests.bench --short overload`.
+`python -m tests.bench engine-peers` compares the engine with others, which takes many minutes: see `tests.bench.engine`.
 
 Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
 """
@@ -26,6 +27,7 @@ from tests.bench.affinity import affinity
 from tests.bench.disconnect import disconnect
 from tests.bench.link import link
 from tests.bench.overload import overload
+from tests.bench.resume import resume
 from tests.bench.routing import routing
 from tests.figures import Figure, quantile, report, write
 from tests.fleet import Fleet, Program, until
@@ -206,6 +208,7 @@ PARTS: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "joins": arrivals,
     "registry": lambda _fleet, _http: records(),
     "link": lambda _fleet, _http: link(),
+    "resume": lambda _fleet, _http: resume(),
     "gateway": through_gateway,
     "engine": demo_engine,
     "overload": overload,
@@ -236,6 +239,10 @@ async def measure(parts: Sequence[str], *, short: bool = False) -> list[Figure]:
 
 
 def main(words: Sequence[str]) -> int:
+    if words and words[0] == "engine-peers":
+        from tests.bench import engine  # needs torch, which nothing else here does
+
+        return engine.main(words[1:])
     asked = [word for word in words if word != "--short"]
     unknown = [part for part in asked if part not in PARTS]
     if unknown:

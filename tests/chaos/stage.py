@@ -28,8 +28,8 @@ MOCK = "mock-model"
 FLOOD = "flood-model"
 MOCK_RATE = 100
 """Words per second of each request at a mock."""
-WHOLE_LIMIT = 90.0
-"""Seconds; two busy cores load torch in about ten."""
+WHOLE_LIMIT = START_LIMIT = 180.0
+"""Seconds; hang guards: two busy cores load torch in about ten, and four times at once in a minute."""
 _AT_ONCE = 16
 
 
@@ -45,7 +45,7 @@ class Seat:
         self.program: Program
 
     async def start(self) -> Seat:
-        self.program = await self.fleet.start(self._role, *self._args, env=self._env)
+        self.program = await self.fleet.ready(self.fleet.spawn(self._role, *self._args, env=self._env), START_LIMIT)
         return self
 
     async def restart(self) -> None:

@@ -15,7 +15,7 @@ from gateway.app import Gateway
 from gateway.dispatch import DispatchLimits
 from mesh.errors import BackendFailed, BadRequest
 from mesh.http import serve
-from mesh.messages.inference import Accepted, Delta
+from mesh.messages.inference import Accepted, Delta, Done, Performance, Usage
 from mesh.messages.link import ModelLoad
 
 
@@ -311,13 +311,31 @@ async def test_three_streams_at_once_a_cancel_a_ping_and_a_node_that_joins(opene
             await client.until("inference_cancelled", request_id=name)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_another_kind_of_node_went_on_with_says_so(served, http, mesh, failing, words, stream):
+    async def dies_first(request, emit):
+        if not request.prior:
+            await failing(BackendFailed("dead", code="worker_died"), after=2)(request, emit)
+        for offset in range(2, len(words)):
+            emit(Delta(offset, [offset + 100], words[offset]))
+        emit(Done("stop", Usage(3, 4), Performance(1.0, 2.0, 0.0, 100.0, 1)))
+
+    await mesh.node(dies_first)
+    await mesh.node(dies_first)
+    body = {"model": "m", "prompt": "hi", "stream": stream}
+    reply = await http.post(f"{served.url}/v1/completions", json=body)
+    assert reply.status_code == 200
+    assert reply.headers.get("x-infermesh-resume") == (None if stream else "approximate")
+    assert ('"resume":"approximate"' in reply.text) == stream
+
+
 async def test_a_streamed_inference_from_start_to_end(opened, mesh, words):
     node = await mesh.node()
     async with opened() as client:
         await client.infer("r")
         started = await client.next()
         assert {"type": "inference_started", "request_id": "r", "model": "m", "node": node.peer_id}.items() <= started.items()
-        assert started["resume_token"]
+        assert started["resume_token"] is None, "this node keeps nothing"
         chunks = [await client.next() for _ in words]
         assert [(chunk["chunk"], chunk["index"], chunk["tokens"]) for chunk in chunks] == [(w, i, 1) for i, w in enumerate(words)]
         complete = await client.next()

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,18 @@ class ArenaShape:
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Memory for the keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+def arena_shape(model: Any, tokens: int) -> ArenaShape:
+    """What a model keeps of so many tokens."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    return ArenaShape(
+        layers=config.num_hidden_layers,
+        tokens=tokens,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
 
 
 class Arena:

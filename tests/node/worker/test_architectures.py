@@ -11,6 +11,7 @@ import torch
 from mesh.errors import Misconfigured
 from mesh.messages.inference import Done
 from node.worker import loader
+from node.worker.cache.arena import arena_shape
 from node.worker.engine import Limits
 from node.worker.loader import Options, load
 from node.worker.scores import Rules
@@ -101,7 +102,7 @@ def test_an_architecture_is_exact_whatever_happens(bench: Bench) -> None:
 @pytest.mark.parametrize("bench", list(EXACT), indirect=True)
 def test_preemption_and_cut_prompts_change_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     # A single slab of 256 tokens for sequences that start in a half of it and outgrow that.
-    token = loader._shape(bench.model, 1).bytes_per_token(torch.float32)
+    token = arena_shape(bench.model, 1).bytes_per_token(torch.float32)
     monkeypatch.setattr(loader, "free_memory", lambda _: int(300 * token / loader.MEMORY_SHARE))
     driver = bench.driver(slots=4, budget=96, context=256)
     prompts = some_prompts(3, length=124)

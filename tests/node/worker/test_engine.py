@@ -356,9 +356,8 @@ def test_an_engine_that_stays_broken_raises(make_driver: Any) -> None:
 
 def test_nan_fails_one_sequence_and_leaves_no_trace(make_driver: Any, prompts: list[list[int]], reference: Any) -> None:
     driver = make_driver(slots=2)
-    model = driver.engine._runner._model
     with torch.no_grad():
-        model.get_input_embeddings().weight[450] = float("nan")
+        driver.engine._runner.forward._embedding[450] = float("nan")
     sick = driver.submit(prompt=[450, *prompts[8]])
     well = driver.submit(prompt=prompts[9], max_tokens=COUNT)
     driver.run()

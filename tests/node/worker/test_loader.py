@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from mesh.errors import Misconfigured
 from node.worker import loader
+from node.worker.fused.way import Way, fastest
 from node.worker.loader import Options, load
 from node.worker.runner import SlotRunner
 
@@ -166,3 +167,19 @@ def test_a_model_that_slot_attention_gets_wrong_runs_on_generate(
     Sabotage(monkeypatch, scale)
     _, ready = load(Options(path=models_folder / "llama", device="cpu", dtype="float32"), ignore)
     assert ready.batching is batching
+
+
+def test_a_fast_way_that_is_wrong_is_not_taken(
+    models_folder: Path, drive: Any, reference: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(model: Any) -> Way:
+        forward = fastest(model).forward
+        return Way("wrong", lambda *step: -forward(*step))
+
+    monkeypatch.setattr(loader, "fastest", wrong)
+    engine, ready = load(Options(path=models_folder / "llama", dtype="float32", slots=2), ignore)
+    assert "the fast way of computing this model is not used" in caplog.text
+    ids, _ = reference("llama", [5, 6, 7], 8)
+    assert drive(engine).answer(prompt=[5, 6, 7], max_tokens=8).ids == ids
+    monkeypatch.undo()
+    assert load(Options(path=models_folder / "llama", dtype="float32", slots=2), ignore)[1].numerics != ready.numerics

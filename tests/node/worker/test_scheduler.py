@@ -92,8 +92,8 @@ def test_beside_decoding_a_prompt_gets_what_its_pace_allows() -> None:
     assert step(made) == [(0, 4)]
     pace.measure(prompt_tokens=1000, decoding=False, seconds=1.0)
     pace.measure(prompt_tokens=0, decoding=True, seconds=0.05)
-    # Two more times 50 ms, at 1000 tokens a second.
-    assert step(made) == [(0, 1), (1, 100)]
+    # Two more times 50 ms, at half of 1000 tokens a second.
+    assert step(made) == [(0, 1), (1, 50)]
     for _ in range(100):
         pace.measure(prompt_tokens=0, decoding=True, seconds=1e-6)
     assert step(made) == [(0, 1), (1, LEAST_TOKENS)]
@@ -107,7 +107,7 @@ def test_a_crowd_is_let_in_at_full_speed() -> None:
     assert step(made) == [(0, 4), (1, 40)]
     # Two read along and three wait; then three read along and two wait.
     assert step(made) == [(0, 1), (1, 1), (2, 40)]
-    assert step(made) == [(0, 1), (1, 1), (2, 1), (3, 20)]
+    assert step(made) == [(0, 1), (1, 1), (2, 1), (3, LEAST_TOKENS)]
 
 
 def test_budget_below_the_slots_is_raised() -> None:

@@ -1,0 +1,197 @@
+"""Llama, Mistral, Qwen 2 and Qwen 3 computed straight from their weights.
+
+1. It is the modules' own arithmetic in fewer calls: queries, keys and values are one product; activation, gate and residual sums
+   happen inside the products; norms and rotation touch queries and keys together. What is left out is transformers' bookkeeping.
+2. Only models that were read and compared are taken, by the names of their classes; everything that differs from what was read is
+   refused as `Unknown`. `node.worker.suitability.check_model` compares the logits at each load.
+3. Building it takes the weights out of the model's modules, layer by layer: memory for one layer is needed twice.
+4. Positions are turned into cosines and sines by the model's own module, whatever scaling it has; once for each position, unless
+   the scaling depends on how long the sequence is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from node.worker.attention import attend
+from node.worker.fused.linear import linear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+
+    from node.worker.attention import StepContext
+    from node.worker.fused.linear import Linear
+
+CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+class Unknown(Exception):
+    """The model is not one of those that were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heads:
+    """`turned` heads of queries and keys stand before those of the values."""
+
+    queries: int
+    turned: int
+    size: int
+
+
+@dataclass(kw_only=True)
+class _Layer:
+    """One layer's weights. `head_norm` [turned, size] scales normalised heads, where there is such a norm."""
+
+    before_attention: Tensor
+    projection: Linear
+    head_norm: Tensor | None
+    output: Linear
+    before_mlp: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+    scaling: float
+    window: int | None
+
+
+class Decoder:
+    """Computes a step: a `node.worker.runner.Forward`. Raises Unknown before it has touched the model."""
+
+    def __init__(self, model: Any) -> None:
+        check(model)
+        config, body = model.config, model.model
+        attention = body.layers[0].self_attn
+        queries, keys = config.num_attention_heads, config.num_key_value_heads
+        self._heads = _Heads(queries=queries, turned=queries + keys, size=attention.head_dim)
+        self._epsilon = config.rms_norm_eps
+        self._embedding: Tensor = body.embed_tokens.weight.detach()
+        self._turns = Turns(body.rotary_emb, self._embedding)
+        self._norm: Tensor = body.norm.weight.detach()
+        self._head = linear(model.lm_head.weight)
+        self._layers = [self._layer(layer) for layer in body.layers]
+        _strip([model.lm_head])
+
+    def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+        """Logits [keep, vocabulary]."""
+        return self._head(self.hidden(tokens, positions, step, keep))
+
+    def hidden(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+        """What the head sees [keep, dim]."""
+        rows = functional.embedding(tokens, self._embedding)
+        turn = self._turns.at(positions)
+        for number, layer in enumerate(self._layers):
+            rows = self._attended(number, layer, rows, turn, step)
+            normed = self._normed(rows, layer.before_mlp)
+            rows = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), rows)
+        return self._normed(rows[keep], self._norm)
+
+    def _attended(self, number: int, layer: _Layer, rows: Tensor, turn: tuple[Tensor, Tensor], step: StepContext) -> Tensor:
+        heads = self._heads
+        every = layer.projection(self._normed(rows, layer.before_attention)).view(len(rows), -1, heads.size)
+        turned, values = every[:, : heads.turned], every[:, heads.turned :]
+        if layer.head_norm is not None:
+            turned = functional.rms_norm(turned, (heads.size,), None, self._epsilon) * layer.head_norm
+        turned = torch.addcmul(turned * turn[0], turned.roll(heads.size // 2, -1), turn[1])
+        queries, keys = turned[:, : heads.queries], turned[:, heads.queries :]
+        seen = attend(step, number, queries, keys, values, scaling=layer.scaling, window=layer.window)
+        return layer.output.plus(seen.reshape(len(rows), -1), rows)
+
+    def _normed(self, rows: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(rows, weight.shape, weight, self._epsilon)
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        made = _Layer(
+            before_attention=layer.input_layernorm.weight.detach(),
+            projection=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
+            head_norm=self._head_norm(attention),
+            output=_joined([attention.o_proj]),
+            before_mlp=layer.post_attention_layernorm.weight.detach(),
+            gate=_joined([mlp.gate_proj]),
+            up=_joined([mlp.up_proj]),
+            down=_joined([mlp.down_proj]),
+            scaling=attention.scaling,
+            window=_window(attention),
+        )
+        _strip(module for module in layer.modules() if isinstance(module, nn.Linear))
+        return made
+
+    def _head_norm(self, attention: Any) -> Tensor | None:
+        if not hasattr(attention, "q_norm"):
+            return None
+        queries, keys = self._heads.queries, self._heads.turned - self._heads.queries
+        rows = [attention.q_norm.weight.expand(queries, -1), attention.k_norm.weight.expand(keys, -1)]
+        return torch.cat(rows).detach()
+
+
+class Turns:
+    """How heads are rotated at each position: by `x * cosine + rolled(x) * sine`, with the sines' signs in them."""
+
+    def __init__(self, rotary: Any, like: Tensor) -> None:
+        self._rotary = rotary
+        self._like = like[:0]
+        self._varies = rotary.rope_type in {"dynamic", "longrope"}
+        self._known = (like[:0], like[:0])
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines, each [positions, 1, size]."""
+        if self._varies:
+            return self._compute(positions)
+        last = int(positions.max())
+        if last >= len(self._known[0]):
+            self._known = self._compute(torch.arange(1 << (last + 1).bit_length(), device=positions.device))
+        return self._known[0].index_select(0, positions), self._known[1].index_select(0, positions)
+
+    def _compute(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cosines, sines = (each[0][:, None] for each in self._rotary(self._like, position_ids=positions[None]))
+        half = sines.shape[-1] // 2
+        return cosines, torch.cat([-sines[..., :half], sines[..., half:]], -1)
+
+
+def check(model: Any) -> None:
+    """Raises Unknown unless this model is computed as the classes that were read are."""
+    if type(model).__name__ not in CLASSES:
+        raise Unknown(f"{type(model).__name__} is not among {', '.join(CLASSES)}")
+    config = model.config
+    if config.hidden_act != "silu":
+        raise Unknown(f"its activation is {config.hidden_act}")
+    if model.lm_head.bias is not None:
+        raise Unknown("its head has a bias")
+    for layer in model.model.layers:
+        if others := {kind for module in layer.modules() if (kind := _foreign(module))}:
+            raise Unknown(f"its layers have {', '.join(sorted(others))}")
+
+
+def _foreign(module: nn.Module) -> str | None:
+    """What replaced a module that transformers made: a quantised weight, an adapter."""
+    name = type(module).__name__
+    known = type(module) is nn.Linear or name.endswith(("RMSNorm", "Attention", "MLP", "DecoderLayer")) or name.startswith("SiLU")
+    return None if known else name
+
+
+def _window(attention: Any) -> int | None:
+    """Mistral's attention asks its configuration, Qwen's was told."""
+    owner = attention if hasattr(attention, "sliding_window") else attention.config
+    window: int | None = getattr(owner, "sliding_window", None)
+    return window
+
+
+def _joined(modules: Sequence[nn.Linear]) -> Linear:
+    """Several products of the same rows as one."""
+    weights: list[Tensor] = [module.weight for module in modules]
+    biases: list[Tensor | None] = [module.bias for module in modules]
+    bias = torch.cat([each for each in biases if each is not None]) if biases[0] is not None else None
+    return linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+
+
+def _strip(modules: Iterable[nn.Linear]) -> None:
+    """Let go of weights that were taken over."""
+    for module in modules:
+        module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)

@@ -1,0 +1,34 @@
+"""Linear modules of any model, with packed weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from node.worker.fused.linear import Packed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PackedLinear(nn.Module):
+    """Stands in for `nn.Linear`. `weight` is an empty tensor that still tells the type and device."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+        self._product = Packed(linear.weight, linear.bias)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The product, for rows in any number of dimensions."""
+        return self._product(rows)
+
+
+def pack(model: nn.Module) -> None:
+    """Put packed modules in place of the linear ones. Raises nothing, and touches no class derived from `nn.Linear`."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, PackedLinear(child))

@@ -1,0 +1,56 @@
+"""Decoding attention in 16 bits: many rows are computed another way than few, with the same result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from node.worker.attention import MANY, DecodeGroup, StepContext, attend
+from node.worker.cache.arena import Arena, ArenaShape
+
+HEADS, KV_HEADS, DIM, CAPACITY = 6, 2, 16, 32
+# Out of order, with extents of nobody between them, and of many lengths.
+EXTENTS = [4, 0, 7, 2, 5]
+POSITIONS = [30, 0, 3, 17, 9]
+
+
+def step(dtype: torch.dtype, rows: slice) -> StepContext:
+    source = torch.Generator().manual_seed(5)
+    arena = Arena(
+        ArenaShape(layers=1, tokens=8 * CAPACITY, kv_heads=KV_HEADS, head_dim=DIM), dtype=dtype, device=torch.device("cpu")
+    )
+    for tensor in (arena.keys, arena.values):
+        tensor.copy_(torch.randn(tensor.shape, generator=source))
+    extents, positions = EXTENTS[rows], POSITIONS[rows]
+    group = DecodeGroup(
+        base=0,
+        capacity=CAPACITY,
+        rows=torch.arange(len(extents)),
+        extents=torch.tensor(extents),
+        positions=torch.tensor(positions),
+        span=1 + max(extents),
+        reach=1 + max(positions),
+    )
+    places = torch.tensor([CAPACITY * extent + place for extent, place in zip(extents, positions, strict=True)])
+    return StepContext(arena=arena, places=places, groups=[group], pieces=[])
+
+
+def computed(dtype: torch.dtype, rows: slice, window: int | None, scaling: float | None) -> torch.Tensor:
+    source = torch.Generator().manual_seed(6)
+    count = len(EXTENTS)
+    query, key, value = (torch.randn(count, heads, DIM, generator=source) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    chosen = [tensor.to(dtype)[rows] for tensor in (query, key, value)]
+    return attend(step(dtype, rows), 0, *chosen, scaling=scaling, window=window).float()
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_many_rows_at_once_are_what_each_is_alone(dtype: torch.dtype, scaling: float | None, window: int | None) -> None:
+    assert len(EXTENTS) >= MANY
+    together = computed(dtype, slice(None), window, scaling)
+    exact = computed(torch.float32, slice(None), window, scaling)
+    torch.testing.assert_close(together, exact, atol=0.05, rtol=0)
+    for row in range(len(EXTENTS)):
+        alone = computed(dtype, slice(row, row + 1), window, scaling)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=0.05, rtol=0)
