@@ -53,3 +53,8 @@ def test_what_is_not_understood_is_refused_by_name(name, text):
         wished(**{name: text})
     assert caught.value.param == f"x-infermesh-{name.replace('_', '-')}"
     assert len(caught.value.message) < 200
+
+
+def test_the_name_of_the_key_is_the_tenant():
+    assert as_headers_say(Request("POST", "/v1/completions", tenant="alice"), PLAIN).tenant == "alice"
+    assert wished().tenant == "anonymous"
