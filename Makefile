@@ -7,7 +7,7 @@ TEST_SECONDS ?= 1500
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench soak machine freeze clean
+.PHONY: help run test lint fmt bench soak chaos machine freeze clean
 
 help: ## say what each target does
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -34,8 +34,11 @@ fmt: $(VENV)/.ready ## format and mend what can be mended
 bench: $(VENV)/.ready ## measure: writes JSON beside docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-soak: $(VENV)/.ready ## measure for half an hour in network namespaces (as root); PART=joins, deaths, wan, churn or engine for one
+soak: $(VENV)/.ready ## measure for half an hour in network namespaces (as root); PART=joins, deaths, wan, churn, engine or restarts for one
 	@$(BIN)/python -m tests.soak $(PART)
+
+chaos: $(VENV)/.ready ## kill, stop, cut and starve a mesh under load; every answer is compared with the undisturbed run
+	@$(BIN)/python -m tests.chaos
 
 machine: ## check what this machine lacks and name the command that installs it
 	@PYTHON="$(PYTHON)" sh .ci/machine

@@ -33,6 +33,13 @@ class Activity:
         spent, self._spent = self._spent, times.user + times.system
         return self._spent - spent >= _LEAST or any(state in _WANTING for state in _states(self._pid))
 
+    def dying(self) -> bool:
+        """True when it is dead, also while its other threads, and the kernel, still clear up."""
+        try:
+            return bool(psutil.Process(self._pid).status() == psutil.STATUS_ZOMBIE)
+        except psutil.Error:
+            return True
+
 
 def _states(pid: int) -> Iterator[str]:
     """The state of each thread as one letter; none where the kernel does not tell."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from mesh.messages.worker import FromWorker
 
-LOOK_EVERY = 0.25
 KEPT_GAPS = 512
 """Times between steps that are remembered."""
 FACTOR = 3.0

@@ -30,7 +30,7 @@ from mesh.messages.worker import Alive, FromWorker, Loading, Ready, Refusal, Ste
 from node.activity import Activity
 from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.backends.conversation import Conversation, ProtocolBroken
-from node.liveness import LOOK_EVERY, Liveness, Patience
+from node.liveness import Liveness, Patience
 from node.process import ChildProcess
 from node.supervisor import Refused, RestartPolicy, Supervisor
 
@@ -48,6 +48,8 @@ _GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: a worker has nothing to save."""
 _TOLD_LINES = 8
 """Lines of a dead worker's output that go into the node's log."""
+_LOOK_EVERY = 0.1
+"""Seconds. A dead process's socket ends only when the kernel has cleared its memory, on a busy machine half a second later."""
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "jinja2")
 
 logger = logging.getLogger(__name__)
@@ -225,7 +227,9 @@ class TorchBackend(Backend):
         activity = Activity(child.pid or 0)
         problem = None
         while problem is None:
-            await trio.sleep(LOOK_EVERY)  # what does not happen sets no event
+            await trio.sleep(_LOOK_EVERY)  # what does not happen sets no event
+            if activity.dying():
+                self._supervisor.lost()
             problem = self._liveness.look(trio.current_time(), activity.seen)
         return problem
 
@@ -274,7 +278,7 @@ class TorchBackend(Backend):
         match message:
             case Alive():
                 self._pulse = message
-            case Step(load=load):
+            case Step(load=load) if self.entry.state == "ready":  # what a dead worker still had to say is no load any more
                 self.load = _load_of(load)
             case Loading():
                 if self._on_loading is not None:

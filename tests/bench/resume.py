@@ -1,7 +1,8 @@
 """What it costs that an answer can be gone on with: CPU for each token, and memory.
 
 Each pair runs the same tokens twice in one process, once with all that resuming needs on the way and once without. On the node
-that is what is kept of a stream; at the gateway the attempt, what was given, and the id of each event for the client.
+that is what is kept of a stream. At the gateway it is the tokens that were given, where the other one only counts them, and the
+id of each event for the client.
 """
 
 from __future__ import annotations
@@ -70,22 +71,33 @@ async def at_node(said: list[Delta], request: InferenceRequest) -> float:
 
 async def at_gateway(said: list[Delta], *, resumable: bool) -> float:
     """CPU seconds for all tokens on their way from the link to the bytes for the client."""
-    written = EventStream(Wording("chat", REQUEST), StreamWriter(_no_bytes))
     engine = Engine(said)
-    if not resumable:
-        await written.run(engine, REQUEST)
-        return engine.spent
 
     class Dispatched:
         async def infer(self, request: InferenceRequest, emit: Emit) -> None:
-            await engine.infer(request, _attempt(emit).emit)
+            delivery = Delivery(emit, keep=KEEP) if resumable else Counting(emit)
+            await engine.infer(request, _attempt(delivery).emit)
 
-    await written.run(Dispatched(), KEPT)
+    await EventStream(Wording("chat", REQUEST), StreamWriter(_no_bytes)).run(Dispatched(), REQUEST)
     return engine.spent
 
 
-def _attempt(emit: Emit) -> Attempt:
-    return Attempt(NODE, Delivery(emit, keep=KEEP), Observation(), first_token=30.0, stall=60.0)
+class Counting(Delivery):
+    """One that knows how many tokens there were, and not which."""
+
+    count = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.count
+
+    def _keep(self, delta: Delta) -> None:
+        self._check_place(delta, self.count)
+        self.count += len(delta.token_ids)
+
+
+def _attempt(delivery: Delivery) -> Attempt:
+    return Attempt(NODE, delivery, Observation(), first_token=30.0, stall=60.0)
 
 
 def _nowhere(_event: Event) -> None:
@@ -102,7 +114,7 @@ def memory(count: int) -> float:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        attempt = _attempt(_nowhere)
+        attempt = _attempt(Delivery(_nowhere, keep=KEEP))
         attempt.emit(Accepted(kept=True))
         for delta in said:
             attempt.emit(delta)

@@ -145,7 +145,7 @@ async def slow_reader(scene: Scene) -> AsyncIterator[None]:
             "model": FLOOD,
             "messages": [{"role": "user", "content": "Tell me everything."}],
             "max_tokens": FLOOD_TOKENS,
-            "ignore_eos": True,
+            "min_tokens": FLOOD_TOKENS,
             "temperature": 0.8,
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -102,7 +102,8 @@ def make_body(source: random.Random, number: int, model: str, tokens: int, *, na
         "model": model,
         "messages": [{"role": "user", "content": source.choice(PROMPTS)}],
         "max_tokens": tokens,
-        "ignore_eos": not natural_end,
+        # Not `ignore_eos`: what a model says behind its end may be tokens without text, which look like a pause.
+        "min_tokens": 0 if natural_end else tokens,
         "stream": streamed,
         "temperature": 0.0 if sampling < 2 else 0.8,
     }

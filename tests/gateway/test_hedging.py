@@ -5,6 +5,7 @@ from gateway import report
 from gateway.dispatch import Dispatch, DispatchLimits
 from gateway.hedging import BURST, ENOUGH, LEAST_PATIENCE, MAX_MODELS, FirstTokens, Hedging
 from gateway.routing.router import Router
+from gateway.streams.token import ResumeToken
 from mesh.errors import BackendFailed, Busy, MeshError
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
 
@@ -94,6 +95,27 @@ async def test_both_at_once_give_no_token_twice(autojump_clock, mesh):
         for node in (one, two):
             node.kill()
         await mesh.until(lambda: not mesh.gateway.registry.nodes("m"))
+
+
+def kept(seconds: float):
+    """As `late`, by a node that keeps what it gives out."""
+
+    async def step(request, emit):
+        emit(Accepted(running=1, kept=True))
+        await trio.sleep(seconds)
+        for offset in range(4):
+            emit(Delta(offset, [offset + 100], "abcd"[offset]))
+        emit(DONE)
+
+    return step
+
+
+async def test_the_stream_is_named_after_the_winner_not_after_who_accepted_last(autojump_clock, mesh):
+    one, two = await pair(mesh, kept(0.2), kept(60.0))
+    events = await events_of(dispatch_of(mesh), hedge=True)
+    check_one_answer(events, one)
+    assert len(two.requests) == 1
+    assert ResumeToken.parse(events[0].resume_token).names(one.peer_id)
 
 
 async def test_in_time_no_second_node_is_asked(autojump_clock, mesh):

@@ -60,5 +60,14 @@ async def test_who_waits_is_not_active(start) -> None:
     await until(lambda: not activity.seen())
 
 
+async def test_who_was_killed_is_dying(start) -> None:
+    pid = start("import time; time.sleep(100)")
+    activity = Activity(pid)
+    assert not activity.dying()
+    os.kill(pid, signal.SIGKILL)
+    await until(activity.dying)
+
+
 def test_who_is_gone_is_not_active() -> None:
     assert not Activity(2**22 + 1).seen()
+    assert Activity(2**22 + 1).dying()

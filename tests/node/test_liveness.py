@@ -1,7 +1,9 @@
 import pytest
 
 from mesh.messages.worker import Alive, EngineLoad, EngineStats, Loading, Ready, Step
-from node.liveness import LOOK_EVERY, Liveness, Patience
+from node.liveness import Liveness, Patience
+
+LOOK_EVERY = 0.25
 
 READY = Ready(
     context_length=1,
