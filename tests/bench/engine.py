@@ -47,6 +47,8 @@ RATIOS = (
     ("continuous batching", 8, 1.4),
     ("continuous batching", 32, 2.8),
 )
+AS_IN_A_WORKER = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Read when torch is loaded: it must stand in the environment before."""
 ALONE = {"generate"}
 """Engines that serve one request after the other: more at once would only take longer."""
 
@@ -114,6 +116,8 @@ class Bench:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         if python == Path(sys.executable):
             environment["PYTHONPATH"] = str(REPOSITORY)
+        if name.startswith("ours"):
+            environment |= AS_IN_A_WORKER
         done = _call([python, HERE / "contender.py", name, model], CHILD_LIMIT, json.dumps(job), environment)
         if done.returncode:
             raise OSError(f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
@@ -124,9 +128,8 @@ class Bench:
 def alone(model: Path) -> list[Figure]:
     """What `tests.bench.alone` measures."""
     print("our engine alone ...", flush=True)
-    done = _call(
-        [sys.executable, "-m", "tests.bench.alone", model], 4 * CHILD_LIMIT, environment={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **AS_IN_A_WORKER}
+    done = _call([sys.executable, "-m", "tests.bench.alone", model], 4 * CHILD_LIMIT, environment=environment)
     if done.returncode:
         raise RuntimeError(f"tests.bench.alone ended with {done.returncode}: {done.stderr[-2000:]}")
     return [Figure(**entry) for entry in json.loads(done.stdout.splitlines()[-1])]

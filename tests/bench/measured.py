@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the worker
-
+import torch
 
 from mesh.messages.inference import Delta, Fail, InferenceRequest
 from node.worker import loader
+from node.worker.device import default_threads
 from node.worker.engine import Engine, Limits
 from node.worker.fused.way import modules
 from node.worker.loader import Options, load
@@ -24,6 +23,7 @@ SLOTS = 32
 
 def open_engine(model: str, *, fused: bool = True, dtype: str = "bfloat16", **options: Any) -> Engine:
     """Without `fused`, on transformers' modules."""
+    torch.set_num_threads(default_threads())  # as the worker does
     fastest = loader.fastest
     loader.fastest = fastest if fused else modules
     try:
