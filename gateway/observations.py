@@ -2,8 +2,8 @@
 
 1. Averages are exponential, start at the first value, and are `None` before it.
 2. `in_flight` goes up in `begin` and down in `end`, once each; a request tried on two nodes counts once on each.
-3. A busy answer is not a failure: only failures make a node suspect, for a time that doubles up to `SUSPECT_MAX`. After it one
-   request at a time tries the node, until one succeeds.
+3. A busy answer is not a failure: only failures make a node suspect, for a time that doubles up to `SUSPECT_MAX`; those that come
+   together count as one. After it one request at a time tries the node, until one succeeds.
 4. At most `MAX_PAIRS` pairs are remembered; the ones not tried for longest go first, never one with a request in flight.
 """
 
@@ -130,6 +130,9 @@ class Observation:
     def fail(self, now: float) -> None:
         """The node, its worker or the way there broke."""
         self.failed += 1
+        if now < self.suspect_until:
+            # One death fails all that ran there: that is one failure, not many in a row.
+            return
         self.suspect_until = now + min(SUSPECT_MAX, SUSPECT_FIRST * 2 ** min(self.failures_in_row, 16))
         self.failures_in_row += 1
 

@@ -1,4 +1,4 @@
-from gateway.observations import SUSPECT_MAX, Observation, Observations
+from gateway.observations import SUSPECT_FIRST, SUSPECT_MAX, Observation, Observations
 from mesh.identity import PeerId
 from mesh.messages.link import ModelLoad
 
@@ -49,11 +49,19 @@ def test_the_first_value_is_the_average_and_later_ones_move_it():
     assert seen.itl == 0.01
 
 
+def test_failures_that_come_together_count_as_one():
+    seen = Observation()
+    for _ in range(8):
+        seen.fail(100.0)
+    assert (seen.failed, seen.failures_in_row, seen.suspect_until) == (8, 1, 100.0 + SUSPECT_FIRST)
+
+
 def test_suspicion_doubles_has_a_limit_and_ends_with_a_success():
     seen, spans = Observation(), []
     for _ in range(30):
-        seen.fail(100.0)
-        spans.append(seen.suspect_until - 100.0)
+        now = seen.suspect_until
+        seen.fail(now)
+        spans.append(seen.suspect_until - now)
     assert spans[1] == 2 * spans[0]
     assert spans[-1] == SUSPECT_MAX
     seen.succeed(1.0)

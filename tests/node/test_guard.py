@@ -183,7 +183,8 @@ async def test_signals_and_descriptors_are_as_a_program_expects_them() -> None:
     await child.run()
     assert child.returncode == -signal.SIGPIPE
     assert child.lines[0] == "4", "the listing itself is the fourth"
-    child = ChildProcess([sys.executable, "-c", script])
+    # Without `site`: measuring coverage would set a handler of its own there.
+    child = ChildProcess([sys.executable, "-S", "-c", script])
     await child.run()
     assert child.lines[0].startswith("False True True True")
 
