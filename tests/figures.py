@@ -41,7 +41,7 @@ def table(figures: list[Figure]) -> str:
     return "\n".join(rows)
 
 
-def write(figures: list[Figure], *, mark: str = "figures", file: str = "benchmarks.json", docs: Path = DOCS) -> None:
+def write(figures: list[Figure], *, mark: str, file: str, docs: Path = DOCS) -> None:
     """Put figures behind their mark, `<!-- MARK -->`, in benchmarks.md, up to the next mark, and write all of them as JSON."""
     machine = {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine()}
     raw = {"machine": machine, "figures": [{**vars(figure), "met": figure.met} for figure in figures]}

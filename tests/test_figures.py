@@ -24,9 +24,9 @@ def test_quantiles():
 def test_each_part_writes_behind_its_own_mark(tmp_path):
     page = tmp_path / "benchmarks.md"
     page.write_text("# Benchmarks\n\nMade by hand.\n\n<!-- figures -->\n\n| old |\n")
-    write([GOOD], docs=tmp_path)
+    write([GOOD], mark="figures", file="figures.json", docs=tmp_path)
     write([BAD], mark="soak joins", file="soak-joins.json", docs=tmp_path)
-    write([GOOD, GOOD], docs=tmp_path)
+    write([GOOD, GOOD], mark="figures", file="figures.json", docs=tmp_path)
     text = page.read_text()
     assert text.startswith("# Benchmarks\n\nMade by hand.\n\n<!-- figures -->\n\n| what | measured | target |\n")
     assert text.count("| a wait | 1.23 s | <= 2 s |") == 2

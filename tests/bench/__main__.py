@@ -1,7 +1,7 @@
-"""`make bench`: measure on real processes, assert the targets, write docs/benchmarks.json and the table in docs/benchmarks.md.
+"""`make bench`: measure on real processes, assert the targets, write tables in docs/benchmarks.md and docs/bench-PART.json.
 
-`python -m tests.bench link` measures only the parts that it names, and writes nothing. `overload`, `disconnect` and `routing`
-have a short form, for trying out: `python -m tests.bench --short overload`.
+`python -m tests.bench link` measures only the parts that it names. `overload`, `disconnect` and `routing` have a short form, for
+trying out, which writes nothing: `python -m tests.bench --short overload`.
 `python -m tests.bench engine-peers` compares the engine with others, which takes many minutes: see `tests.bench.engine`.
 
 Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
@@ -228,14 +228,13 @@ SHORT: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
 }
 
 
-async def measure(parts: Sequence[str], *, short: bool = False) -> list[Figure]:
-    """The parts one after another: the machine has two cores."""
+async def measure(part: str, *, short: bool = False) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="infermesh-bench-") as folder:
         fleet = Fleet(Path(folder))
         try:
             async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
                 chosen = {**PARTS, **SHORT} if short else PARTS
-                return [figure for part in parts for figure in await chosen[part](fleet, http)]
+                return await chosen[part](fleet, http)
         finally:
             fleet.end()
 
@@ -250,9 +249,14 @@ def main(words: Sequence[str]) -> int:
     if unknown:
         print(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
         return 2
-    figures = trio.run(partial(measure, asked or [*PARTS], short="--short" in words))
-    if not words:
-        write(figures)
+    return max(run(part, short="--short" in words) for part in asked or PARTS)
+
+
+def run(part: str, *, short: bool) -> int:
+    """One part; its figures replace those of its last run, unless it was a short one. The exit code."""
+    figures = trio.run(partial(measure, part, short=short))
+    if not short:
+        write(figures, mark=f"bench {part}", file=f"bench-{part}.json")
     return report(figures)
 
 
