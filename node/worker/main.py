@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,15 @@ GOODBYE = 5.0
 """Seconds that the node gets to read why the worker ends."""
 
 
+def _give_way() -> None:
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    if hasattr(os, "getsid") and os.getsid(0) == os.getpid():
+        # Where Linux shares the cores between sessions first, a nice process in a session of its own is not nice to others.
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run until the node closes the socket. Exits 2 after a Refusal, 1 when the engine is broken for good."""
     options = _parse(arguments)
@@ -47,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     connection = NodeConnection(socket.socket(fileno=options.socket_fd))
     connection.start()
     connection.send(Loading(done=0, total=0, phase="starting"))
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
+    _give_way()
     try:
         engine = _load(options, connection)
     except Misconfigured as error:

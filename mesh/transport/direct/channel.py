@@ -18,6 +18,7 @@ import trio
 
 from mesh.transport.base import Channel
 from mesh.transport.libp2p.addresses import remote_multiaddr
+from mesh.transport.sockets import prepare
 
 if TYPE_CHECKING:
     from mesh.identity import PeerId
@@ -39,7 +40,7 @@ class DirectChannel(Channel):
         self.peer_id = peer_id
         self._tls = stream
         self.remote_address = remote_multiaddr(*stream.socket.getpeername()[:2])
-        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        prepare(stream.socket)
         self._closing = False
         self._finished = False
         self._reading = False

@@ -16,6 +16,7 @@ from libp2p.io.exceptions import ConnectionClosedError
 
 from mesh.transport.libp2p.addresses import remote_multiaddr
 from mesh.transport.libp2p.medium import READ_SIZE, STALL, Medium
+from mesh.transport.sockets import prepare
 
 _LINGER_NONE = struct.pack("ii", 1, 0)
 
@@ -29,8 +30,7 @@ class Carrier(Medium):
         """Takes the socket over from `stream`. Raises OSError, and takes nothing, when it is not connected any more."""
         super().__init__()
         self._remote: tuple[str, int] = stream.socket.getpeername()[:2]
-        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        prepare(stream.socket)
         # A plain socket, because trio's own has no way to send without waiting.
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.setblocking(False)

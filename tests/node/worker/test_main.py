@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,10 +18,10 @@ import pytest
 from mesh.framing import FrameReader, frame
 from mesh.messages.inference import Accepted, Delta, Done, Fail, InferenceRequest
 from mesh.messages.worker import Abort, Alive, FromWorker, Loading, Ready, Refusal, Step, Submit
+from node.worker.main import NICENESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.system
 
@@ -172,3 +173,13 @@ def test_wrong_arguments_end_at_once() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert ended.returncode == 2
     assert "--slots must be at least 1" in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this system does not share its cores between sessions")
+@pytest.mark.parametrize("own_session", [True, False])
+def test_a_worker_gives_way_to_its_node(own_session):
+    script = "from node.worker.main import _give_way; _give_way(); print(open('/proc/self/autogroup').read())"
+    # In a session that is not its own, it must not make the others slow.
+    command = [sys.executable, "-c", script if own_session else f"import os\nif os.fork() == 0:\n    {script}\nelse: os.wait()"]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(f"nice {NICENESS if own_session else 0}")
