@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
+from mesh.messages.inference import ANONYMOUS
+
 if TYPE_CHECKING:
     from mesh.errors import MeshError
-
-ANONYMOUS = "anonymous"
 
 
 @dataclass(eq=False)

@@ -36,7 +36,7 @@ from gateway.socket_messages import (
 from gateway.streams.token import ResumeToken
 from mesh.errors import BackendFailed, Busy, Conflict, MeshError, NotFound
 from mesh.http import error_body
-from mesh.messages.inference import Accepted, Delta, Done, Reader
+from mesh.messages.inference import ANONYMOUS, Accepted, Delta, Done, Reader
 from mesh.service import Emit, paced
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 MAX_REQUESTS = 64
 MAX_REPLY_CHARACTERS = 1024 * 1024
 """In one answer that is not streamed: what one message may hold."""
-ANONYMOUS = "anonymous"
 Work = Callable[[Emit], Awaitable[None]]
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from mesh.errors import BadRequest
+from mesh.messages.inference import ANONYMOUS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,8 +27,6 @@ BLOCK = 512
 """Characters of text in one prefix block."""
 BLOCK_TOKENS = BLOCK // BYTES_PER_TOKEN
 MAX_BLOCKS = 256
-ANONYMOUS = "anonymous"
-"""The tenant of whoever has no key."""
 DIGEST = 12
 """Bytes of a hash: enough that two texts never meet by chance."""
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from importlib.metadata import entry_points
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gateway.routing.policies import DEFAULT_POLICY, POLICIES
 from gateway.routing.prediction import Ranked
-from mesh.errors import Misconfigured
+from mesh.plugins import load_plugin, plugin_names
 
 if TYPE_CHECKING:
     from gateway.routing.policies import Policy
@@ -29,22 +28,14 @@ _logger = logging.getLogger(__name__)
 
 def strategies() -> list[str]:
     """The names of all policies that are installed, sorted."""
-    return sorted({*POLICIES, *(found.name for found in entry_points(group=GROUP))})
+    return plugin_names(GROUP, POLICIES)
 
 
 def policy_named(name: str) -> Policy:
     """The policy of that name. Raises Misconfigured, which lists the names or says why a plug-in cannot be loaded."""
     if name in POLICIES:
         return POLICIES[name]
-    found = next(iter(entry_points(group=GROUP, name=name)), None)
-    if found is None:
-        raise Misconfigured(f"unknown strategy {name!r}; choose one of {', '.join(strategies())}")
-    try:
-        policy = found.load()
-    except Exception as error:
-        raise Misconfigured(f"the strategy {name!r} ({found.value}) cannot be loaded: {error!r}; mend or remove it") from error
-    if not callable(policy):
-        raise Misconfigured(f"the strategy {name!r} ({found.value}) is no function; see docs/api.md, Routing")
+    policy = load_plugin(name, group=GROUP, kind="strategy", ours=POLICIES, chapter="Routing")
     return Contained(name, policy)
 
 

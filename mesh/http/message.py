@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio.lowlevel
 
+from mesh.messages.inference import ANONYMOUS
+
 if TYPE_CHECKING:
     from mesh.http.websocket import WebSocket
 
@@ -33,7 +35,7 @@ class Request:
     client: str = ""
     target: str = ""
     """The path as it was sent, percent signs and all; "" stands for `path`."""
-    tenant: str = "anonymous"
+    tenant: str = ANONYMOUS
     """The name of the API key that it came with."""
 
 

@@ -13,6 +13,9 @@ Task = Literal["chat", "completion", "embedding"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 ToolChoice = Literal["auto", "none", "required"]
 
+ANONYMOUS = "anonymous"
+"""The tenant of whoever has shown no key."""
+
 
 class Grammar(msgspec.Struct, frozen=True):
     """What the output must match. `text` by kind: empty, a schema as JSON, a regular expression, a JSON list of texts, Lark.
@@ -82,7 +85,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     parallel_tool_calls: bool = True
     stream: bool = True
     """False: the answer is taken in one piece. Nothing of it is shown before its end, so another node may start over."""
-    tenant: str = "anonymous"
+    tenant: str = ANONYMOUS
     affinity: str = ""
     """Requests of one conversation or user share it (`prompt_cache_key`, else `user`): a gateway sends them to one node."""
     created: int = 0

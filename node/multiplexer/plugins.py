@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from mesh.errors import Misconfigured
+from mesh.plugins import load_plugin, plugin_names
 from node.multiplexer.policies import DEFAULT_POLICY, POLICIES, Decision
 
 if TYPE_CHECKING:
@@ -20,24 +19,14 @@ logger = logging.getLogger(__name__)
 
 def policy_names() -> list[str]:
     """The names of all policies that are installed, sorted."""
-    return sorted({*POLICIES, *(found.name for found in entry_points(group=GROUP))})
+    return plugin_names(GROUP, POLICIES)
 
 
 def policy_named(name: str) -> Policy:
     """The policy of that name. Raises Misconfigured, which lists the names or says why a plug-in cannot be loaded."""
     if name in POLICIES:
         return POLICIES[name]
-    found = next(iter(entry_points(group=GROUP, name=name)), None)
-    if found is None:
-        raise Misconfigured(f"unknown switch policy {name!r}; choose one of {', '.join(policy_names())}")
-    try:
-        policy = found.load()
-    except Exception as error:
-        raise Misconfigured(
-            f"the switch policy {name!r} ({found.value}) cannot be loaded: {error!r}; mend or remove it"
-        ) from error
-    if not callable(policy):
-        raise Misconfigured(f"the switch policy {name!r} ({found.value}) is no function; see docs/api.md, Multiplexer")
+    policy = load_plugin(name, group=GROUP, kind="switch policy", ours=POLICIES, chapter="Multiplexer")
     return Contained(name, policy)
 
 
@@ -54,7 +43,7 @@ class Contained:
         try:
             decision = self._policy(scene, knobs)
             fault = _fault(decision, scene)
-        except Exception as error:  # noqa: BLE001 - somebody else's code; requests must not wait for ever because of it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code; requests must not wait for ever because of it
             fault = f"it raised {type(error).__name__}"
         if fault is None:
             return decision

@@ -48,7 +48,7 @@ async def switches(fleet: Fleet, http: httpx2.AsyncClient) -> list[Figure]:
                 Figure(f"{trace}, {policy}: wait for the first token, p95", quantile(waits, 0.95), "s"),
             ]
         least = min(spent["cost_aware"], spent["time_slice"])
-        figures.append(Figure(f"{trace}: the better of cost_aware and time_slice / fifo", least / spent["fifo"], "x", 0.75))
+        figures.append(Figure(f"{trace}: the better of cost_aware and time_slice / fifo", least / spent["fifo"], "x", 1.0))
     return figures
 
 

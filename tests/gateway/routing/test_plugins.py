@@ -9,6 +9,7 @@ from gateway.routing.plugins import Contained, policy_named, strategies
 from gateway.routing.policies import POLICIES
 from gateway.routing.prediction import Ranked
 from gateway.routing.snapshot import Candidate, Snapshot
+from mesh import plugins as mesh_plugins
 from mesh.errors import Misconfigured
 from mesh.identity import PeerId
 
@@ -37,7 +38,7 @@ def installed(monkeypatch):
         def find(*, group: str, name: str | None = None) -> list[EntryPoint]:
             return [point for point in points if group == plugins.GROUP and name in (None, point.name)]
 
-        monkeypatch.setattr(plugins, "entry_points", find)
+        monkeypatch.setattr(mesh_plugins, "entry_points", find)
 
     return install
 

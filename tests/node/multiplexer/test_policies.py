@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from mesh import plugins as mesh_plugins
 from mesh.errors import Misconfigured
 from node.multiplexer import plugins
 from node.multiplexer.policies import Decision, Knobs, Queue, Scene, cost_aware, fifo, time_slice
@@ -101,7 +102,7 @@ class Point:
 @pytest.fixture
 def install(monkeypatch):
     def install(policy):
-        monkeypatch.setattr(plugins, "entry_points", lambda *, group, name=None: [Point(policy)])
+        monkeypatch.setattr(mesh_plugins, "entry_points", lambda *, group, name=None: [Point(policy)])
 
     return install
 
