@@ -124,9 +124,10 @@ def test_a_policy_that_talks_nonsense_is_passed_over_and_counted(install, answer
     assert policy.failures == 1
 
 
-def test_a_policy_that_raises_is_passed_over(install) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_a_policy_that_raises_is_passed_over(install, error) -> None:
     def broken(scene, knobs):
-        raise ZeroDivisionError
+        raise error
 
     install(broken)
     assert plugins.policy_named("mine")(scene(), KNOBS) == Decision("b")
