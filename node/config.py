@@ -11,6 +11,7 @@ import msgspec
 
 from mesh.config import CommonConfig, Option
 from node.backends.settings import BackendSettings  # noqa: TC001 - the schema is read at run time
+from node.multiplexer.settings import MultiplexerSettings
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
@@ -24,6 +25,12 @@ def _check_registry_url(url: str) -> None:
     parts = urlsplit(url)
     if url and not (parts.scheme in ("http", "https") and parts.hostname):
         raise ValueError(f"{url!r} is not the address of a gateway; it looks like http://192.0.2.1:8000")
+
+
+class MultiplexerTable(MultiplexerSettings, frozen=True, kw_only=True):
+    """`[multiplexer]` of the file: all models of the node that can sleep share one accelerator. `origin` is where it stands."""
+
+    origin: str = ""
 
 
 class NodeConfig(CommonConfig, frozen=True, kw_only=True):
@@ -112,9 +119,12 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
             help="Let all models of this node share one accelerator, one awake at a time, under this policy: fifo, cost_aware,"
             " time_slice or an installed one.",
             metavar="NAME",
-            default_help="that of --multiplexer-file, else all models are awake",
+            default_help="that of --multiplexer-file or [multiplexer], else all models are awake",
         ),
     ] = ""
+    multiplexer: Annotated[
+        list[MultiplexerTable], Option(help="How the models of this node share one accelerator: the table [multiplexer].")
+    ] = msgspec.field(default_factory=list)
     backend: Annotated[list[BackendSettings], Option(help="What runs models, one for each [[backend]] of the file.")] = (
         msgspec.field(default_factory=list)
     )

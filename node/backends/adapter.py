@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import trio
@@ -25,24 +25,44 @@ if TYPE_CHECKING:
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry
     from mesh.service import Emit
-    from node.backends.torch import TorchBackend
 
 CONFIG = "adapter_config.json"
+
+
+class Base(Protocol):
+    """A backend that serves adapters; `adapters` are their digests by name, as far as they are known."""
+
+    @property
+    def entry(self) -> ModelEntry: ...
+
+    @property
+    def load(self) -> ModelLoad: ...
+
+    @property
+    def adapters(self) -> Mapping[str, str]: ...
+
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None: ...
+
+    def status(self) -> BackendStatus: ...
 
 
 class AdapterBackend(Backend):
     """One adapter, see the head of this file."""
 
-    def __init__(self, name: str, base: TorchBackend) -> None:
+    def __init__(self, name: str, base: Base) -> None:
         self.changed = nobody_listens
+        self.base = base
         self._name = name
-        self._base = base
+
+    def over(self, base: Base) -> AdapterBackend:
+        """The same adapter, over something that stands before its base."""
+        return AdapterBackend(self._name, base)
 
     @property
     def entry(self) -> ModelEntry:  # type: ignore[override]  # read-only here: it is the base's, under another name
         """What the record says of it."""
-        base = self._base.entry
-        digest = self._base.adapters.get(self._name, "")
+        base = self.base.entry
+        digest = self.base.adapters.get(self._name, "")
         tasks = [task for task in base.capabilities.tasks if task != "embedding"]
         return msgspec.structs.replace(
             base,
@@ -56,7 +76,7 @@ class AdapterBackend(Backend):
     @property
     def load(self) -> ModelLoad:  # type: ignore[override]  # as `entry`
         """Its base's: both share the engine."""
-        return self._base.load
+        return self.base.load
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The base does everything; `started()` at once."""
@@ -67,11 +87,11 @@ class AdapterBackend(Backend):
         """Run one request through the adapter. Raises BadRequest for embeddings, and what the base raises."""
         if request.task == "embedding":
             raise BadRequest(f"{self._name} is an adapter and makes no embeddings", code="unsupported_task", param="model")
-        await self._base.infer(msgspec.structs.replace(request, model=self._name), emit)
+        await self.base.infer(msgspec.structs.replace(request, model=self._name), emit)
 
     def status(self) -> BackendStatus:
         """Its base's state; process and engine are told there."""
-        base = self._base.status()
+        base = self.base.status()
         return BackendStatus(
             state=base.state, running=base.running, uptime=base.uptime, last_error=base.last_error, refused=base.refused
         )

@@ -30,6 +30,8 @@ from node.http import free_pair, url_of
 from node.model_directory import check_model_directory
 from node.models import DEMO_MODEL_ID, demo_model_path
 from node.multiplexer.build import from_file, shared
+from node.multiplexer.hooked import HookedModel, HookSettings
+from node.multiplexer.settings import MultiplexerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,24 +79,42 @@ def build(config: NodeConfig, *, on_loading: OnLoading | None = None) -> Sequenc
         )
     first = next((unit for unit in units if unit.settings.kind == "torch"), None)
     built = [Built(unit, _made(config, unit, on_loading, is_first=unit is first)) for unit in units]
-    return _sharing(built, config.switch_policy) if config.switch_policy else built
+    return _sharing(config, built)
 
 
 def _multiplexed(config: NodeConfig, file: Path, unit: Unit) -> Built:
     """The models of a multiplexer file, all behind the node's own P."""
-    if config.backend or config.model:
-        raise Misconfigured("--multiplexer-file names all models of its node; leave --model, [[backend]] and their flags out")
+    if config.backend or config.model or config.multiplexer:
+        raise Misconfigured(
+            "--multiplexer-file names all models of its node, and how they take turns; leave --model, [[backend]], [multiplexer]"
+            " and their flags out"
+        )
     settings = msgspec.structs.replace(unit.settings, type="hooks")
     return Built(replace(unit, settings=settings, id="hooks"), from_file(file, config.switch_policy))
 
 
-def _sharing(built: Sequence[Built], policy: str) -> Sequence[Built]:
-    """The same backends, at most one of them awake."""
-    for each in built:
+def _sharing(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:
+    """The same, where those that share the accelerator take turns: all that may; where nobody asked for it, those with hooks."""
+    asked = bool(config.switch_policy or config.multiplexer)
+    sharing = [each for each in built if each.unit.settings.kind == "hooks" or (asked and each.unit.settings.shared)]
+    if not sharing:
+        if asked:
+            raise Misconfigured(
+                "no backend shares the accelerator; leave shared = false out, or --switch-policy and [multiplexer]"
+            )
+        return built
+    for each in sharing:
         if each.answers_itself and len(each.unit.settings.models) != 1:
             raise Misconfigured(f"{each.unit.settings.where('models')}: to share an accelerator it must name its only model")
-    presented = iter(shared([backend for each in built for backend in each.backends], policy))
-    return [replace(each, backends=[next(presented) for _ in each.backends]) for each in built]
+    taking_turns = iter(shared([backend for each in sharing for backend in each.backends], _turns(config), config.switch_policy))
+    return [replace(each, backends=[next(taking_turns) for _ in each.backends]) if each in sharing else each for each in built]
+
+
+def _turns(config: NodeConfig) -> MultiplexerSettings:
+    """How they take turns, from the table [multiplexer]."""
+    if len(config.multiplexer) > 1:
+        raise Misconfigured(f"{config.multiplexer[1].origin}: a node has one accelerator to share; leave one [[multiplexer]]")
+    return next(iter(config.multiplexer), MultiplexerSettings())
 
 
 async def build_found(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:
@@ -124,6 +144,8 @@ def _made(config: NodeConfig, unit: Unit, on_loading: OnLoading | None = None, *
         case "cli":
             _require_models(unit.settings)
             return [CliBackend(unit)]
+        case "hooks":
+            return [_hooked(unit)]
         case _:
             url = _url(unit.settings, url_of(unit.host, unit.port))
             return [ProgramBackend(unit, OpenAIServer(url, _client(unit.settings, url), unit.settings.tasks))]
@@ -145,6 +167,41 @@ def _anthropic(unit: Unit) -> Backend:
     url = _url(unit.settings, ANTHROPIC_URL)
     _require_models(unit.settings)
     return RemoteBackend(unit, AnthropicServer(url, RemoteClient(secrets=secrets(key_of(unit.settings, url)))))
+
+
+def _hooked(unit: Unit) -> Backend:
+    settings = unit.settings
+    if len(settings.models) != 1:
+        raise Misconfigured(f"{settings.where('models')}: the type hooks is about one model; name it in models")
+    for key in ("url", "wake", "sleep", "alive"):
+        if not getattr(settings, key):
+            raise Misconfigured(f"{settings.where(key)}: the type hooks needs {key}")
+    url = _url(settings, settings.url)
+    _check_other_port(unit, url)
+    hooks = HookSettings(
+        model=settings.models[0],
+        wake=settings.wake,
+        sleep=settings.sleep,
+        alive=settings.alive,
+        wake_timeout_secs=settings.wake_timeout_secs,
+        sleep_timeout_secs=settings.sleep_timeout_secs,
+        alive_timeout_secs=settings.alive_timeout_secs,
+        aliases=tuple(settings.aliases),
+        upstream_model=settings.upstream_model,
+        context_length=settings.context_length,
+        weight=settings.weight,
+    )
+    return HookedModel(hooks, OpenAIServer(url, _client(settings, url), settings.tasks))
+
+
+def _check_other_port(unit: Unit, url: str) -> None:
+    """The node answers at P itself: a model that is asked there would be asked by itself."""
+    parts = urlsplit(url)
+    if parts.hostname in ("127.0.0.1", "localhost", unit.host) and unit.port and parts.port in (unit.port, unit.port + 1):
+        raise Misconfigured(
+            f"{unit.settings.where('url')}: port {parts.port} is the node's own for this backend; url is where the model's server"
+            " answers, port where the node does"
+        )
 
 
 def _require_models(settings: BackendSettings) -> None:

@@ -17,7 +17,8 @@ from mesh.config import Option
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_COMMON = frozenset({"type", "id", "models", "aliases", "context_length", "weight", "port"})
+_COMMON = frozenset({"type", "id", "models", "aliases", "context_length", "weight", "port", "shared"})
+_HOOKS = frozenset({"wake", "sleep", "alive"})
 _RESTARTS = frozenset({"max_restarts", "restart_delay"})
 _PROCESS = frozenset({"args", "work_dir", "env", "grace"})
 _ANSWERS = frozenset({"upstream_model", "tasks", "progress_timeout", "max_requests", "api_key_env", "api_key_file"})
@@ -33,6 +34,10 @@ TYPES: Mapping[str, frozenset[str]] = {
     "infinilm": _CHILD | {"path", "model", "model_path"},
     "infinilm-rust": _CHILD | {"path", "config_file"},
     "openai": _COMMON | _ANSWERS | {"url"},
+    "hooks": (_COMMON - {"shared"})
+    | _HOOKS
+    | {f"{hook}_timeout_secs" for hook in _HOOKS}
+    | {"url", "upstream_model", "tasks", "api_key_env", "api_key_file"},
     "anthropic": _COMMON | (_ANSWERS - {"tasks"}) | {"url"},
     "cli": _COMMON | _PROCESS | {"command", "request_timeout", "max_output", "max_requests"},
 }
@@ -153,6 +158,21 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
     knobs: Annotated[
         dict[str, str], Option(help="For mock: how it behaves, as in tokens_per_second=50.", metavar="KNOB=VALUE")
     ] = msgspec.field(default_factory=dict)
+    shared: Annotated[
+        bool, Option(help="Whether its models share the node's accelerator, where the node has models that take turns.")
+    ] = True
+    wake: Annotated[
+        str,
+        Option(
+            help="For hooks: a path or a script for sh -c that returns with 0 once the model serves; INFERMESH_MODEL and"
+            " LLMUX_MODEL tell which."
+        ),
+    ] = ""
+    sleep: Annotated[str, Option(help="For hooks: the same, which returns with 0 once the accelerator is free.")] = ""
+    alive: Annotated[str, Option(help="For hooks: the same, which returns with 0 while the model is awake and well.")] = ""
+    wake_timeout_secs: Annotated[Seconds, Option(help="Longest that wake may take; then it is ended.")] = 600.0
+    sleep_timeout_secs: Annotated[Seconds, Option(help="Longest that sleep may take.")] = 120.0
+    alive_timeout_secs: Annotated[Seconds, Option(help="Longest that alive may take; then it is a no.")] = 10.0
     origin: str = ""
 
     @property

@@ -1,4 +1,4 @@
-"""A model whose life belongs to three scripts, and that answers OpenAI HTTP on a port of this machine while it is awake."""
+"""A model whose life belongs to three scripts, and that answers OpenAI HTTP at some address while it is awake."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import trio
 
-from mesh.errors import Unavailable
+from mesh.errors import BadRequest, Unavailable
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
-from node.backends.base import BackendStatus, nobody_listens
+from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.multiplexer.shell import Hook, read_away
 from node.multiplexer.switchable import prove_awake
 
@@ -25,11 +26,13 @@ SLOTS = 16
 """Requests that it is taken to work on at once: its server does not tell."""
 
 
-class Client(Protocol):
-    """What talks OpenAI HTTP."""
+class Server(Protocol):
+    """What answers for it while it is awake."""
 
-    async def infer(self, base: str, request: InferenceRequest, emit: Emit) -> None:
-        """Run one request on the server at `base`. Raises MeshError."""
+    tasks: list[str]
+
+    async def infer(self, request: InferenceRequest, emit: Emit) -> None:
+        """Run one request. Raises MeshError."""
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -37,37 +40,46 @@ class Client(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class HookSettings:
-    """One model of a multiplexer file. Time limits in seconds."""
+    """One model and its hooks. Time limits in seconds."""
 
     model: str
-    port: int
     wake: str
     sleep: str
     alive: str
     wake_timeout_secs: float = 600.0
     sleep_timeout_secs: float = 120.0
     alive_timeout_secs: float = 10.0
+    port: int = 0
+    """Of this machine, where its server answers; 0: whoever made the settings knows another address."""
+    aliases: tuple[str, ...] = ()
+    upstream_model: str = ""
+    """What its server calls it, where that is another name."""
+    context_length: int = 0
+    weight: float = 1.0
 
 
-class HookedModel:
+class HookedModel(Backend):
     """A `Switchable` that runs hooks."""
 
-    def __init__(self, settings: HookSettings, client: Client) -> None:
+    def __init__(self, settings: HookSettings, server: Server) -> None:
         self.entry = ModelEntry(
             id=settings.model,
+            aliases=list(settings.aliases),
             state="ready",
+            context_length=settings.context_length,
+            weight=settings.weight,
             backend="hooks",
             created=int(time.time()),
-            capabilities=Capabilities(tasks=["chat", "completion"], protocols=["openai"]),
+            capabilities=Capabilities(tasks=list(server.tasks), protocols=["openai"]),
         )
         self.changed = nobody_listens
         self._settings = settings
-        self._client = client
+        self._server = server
         self._running = 0
         self._nursery: trio.Nursery | None = None
 
     @property
-    def load(self) -> ModelLoad:
+    def load(self) -> ModelLoad:  # type: ignore[override]  # read-only here: it is counted, not stored
         """As many requests as were sent and have not ended."""
         return ModelLoad("ready", running=min(self._running, SLOTS), waiting=max(0, self._running - SLOTS), slots=SLOTS)
 
@@ -81,20 +93,24 @@ class HookedModel:
         finally:
             self._nursery = None
             with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await self._client.aclose()
+                await self._server.aclose()
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on its server. Raises MeshError."""
+        if request.task not in self._server.tasks:
+            can = " and ".join(self._server.tasks)
+            raise BadRequest(f"{self.entry.id} can do {can} only", code="unsupported_task", param="model")
+        upstream = self._settings.upstream_model or self._settings.model
         self._running += 1
         try:
-            await self._client.infer(f"http://127.0.0.1:{self._settings.port}", request, emit)
+            await self._server.infer(msgspec.structs.replace(request, model=upstream), emit)
         finally:
             self._running -= 1
 
     async def wake(self) -> None:
-        """The hook `wake`, then a generated token."""
+        """The hook `wake`, then a generated token, or a vector where it does nothing else."""
         await self._hook("wake", self._settings.wake, self._settings.wake_timeout_secs)
-        await prove_awake(self.entry.id, self.infer)
+        await prove_awake(self.entry.id, self.infer, tasks=self._server.tasks)
 
     async def sleep(self) -> None:
         """The hook `sleep`."""

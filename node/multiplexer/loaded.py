@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.link import ModelLoad
@@ -58,6 +58,11 @@ class Loaded:
     def load(self) -> ModelLoad:
         """The backend's."""
         return self._backend.load
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """The backend's, where it has any."""
+        return getattr(self._backend, "adapters", {})
 
     @property
     def changed(self) -> Callable[[], None]:

@@ -22,6 +22,12 @@ def policy_names() -> list[str]:
     return plugin_names(GROUP, POLICIES)
 
 
+def check_policy(name: str) -> None:
+    """Raise ValueError unless there is such a policy."""
+    if name not in policy_names():
+        raise ValueError(f"unknown switch policy {name!r}; give one of {', '.join(policy_names())}")
+
+
 def policy_named(name: str) -> Policy:
     """The policy of that name. Raises Misconfigured, which lists the names or says why a plug-in cannot be loaded."""
     if name in POLICIES:

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import msgspec
 
+from mesh.config import Option
+
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
     """A model that requests wait for. Times in seconds."""
@@ -49,15 +51,28 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
 class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     """What can be tuned of the policies."""
 
-    coalesce_window_ms: Annotated[float, msgspec.Meta(ge=0)] = 2000
-    """cost_aware: others may join the first waiter for so long before anything is weighed."""
-    amortization_factor: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
-    """cost_aware: the share of the time that must go into work rather than into leaving a model and coming back. 0 = at once."""
-    max_wait_secs: Annotated[float, msgspec.Meta(ge=0)] = 15
-    """cost_aware: longest that a waiter is kept for the policy's sake, unless a switch takes longer than that is worth."""
-    tick_interval_ms: Annotated[float, msgspec.Meta(gt=0)] = 500
-    min_quantum_ms: Annotated[float, msgspec.Meta(ge=0)] = 2000
-    """time_slice: when it looks, and how long a model stays at least."""
+    coalesce_window_ms: Annotated[
+        Annotated[float, msgspec.Meta(ge=0)],
+        Option(help="For cost_aware: others may join the first waiter for so long before anything is weighed."),
+    ] = 2000
+    amortization_factor: Annotated[
+        Annotated[float, msgspec.Meta(ge=0, lt=1)],
+        Option(
+            help="For cost_aware: the share of the time that must go into work rather than into leaving a model and coming back;"
+            " 0 switches at once."
+        ),
+    ] = 0.5
+    max_wait_secs: Annotated[
+        Annotated[float, msgspec.Meta(ge=0)],
+        Option(
+            help="For cost_aware: longest that a waiter is kept for the policy's sake, unless a switch takes longer than that is"
+            " worth."
+        ),
+    ] = 15
+    tick_interval_ms: Annotated[Annotated[float, msgspec.Meta(gt=0)], Option(help="For time_slice: how often it looks.")] = 500
+    min_quantum_ms: Annotated[
+        Annotated[float, msgspec.Meta(ge=0)], Option(help="For time_slice: how long a model stays at least.")
+    ] = 2000
 
 
 class Decision(msgspec.Struct, frozen=True):

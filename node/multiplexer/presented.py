@@ -15,7 +15,7 @@ import trio
 from node.backends.base import Backend, BackendStatus, nobody_listens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.link import ModelLoad
@@ -44,6 +44,11 @@ class Presented(Backend):
         """Those who wait for its turn count as waiting."""
         load = self._backend.load
         return msgspec.structs.replace(load, state=self._state, waiting=load.waiting + len(self._member.line))
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """Digests of the adapters that the model serves beside itself, by name."""
+        return getattr(self._backend, "adapters", {})
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the multiplexer, all its models together, unless another one of them does."""

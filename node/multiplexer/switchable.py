@@ -16,7 +16,7 @@ from mesh.errors import BadRequest, MeshError, NotFound, Unavailable
 from mesh.messages.inference import Delta, Done, InferenceRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from mesh.messages.inference import Event
     from mesh.messages.link import ModelLoad
@@ -60,11 +60,13 @@ class Switchable(Protocol):
         """What P+1 tells of it."""
 
 
-async def prove_awake(model: str, infer: Callable[[InferenceRequest, Emit], Awaitable[None]]) -> None:
-    """Have one token generated. Raises Unavailable, saying why, when none comes within PROOF_SECONDS."""
+async def prove_awake(
+    model: str, infer: Callable[[InferenceRequest, Emit], Awaitable[None]], *, tasks: Collection[str] = ("completion", "chat")
+) -> None:
+    """Have one token generated, or a vector made. Raises Unavailable, saying why, when none comes within PROOF_SECONDS."""
     cause: MeshError | None = None
     with trio.move_on_after(PROOF_SECONDS):
-        for request in _proofs(model):
+        for request in _proofs(model, tasks):
             try:
                 if await _generates(request, infer):
                     return
@@ -77,19 +79,21 @@ async def prove_awake(model: str, infer: Callable[[InferenceRequest, Emit], Awai
     raise Unavailable(f"{model} says that it is awake, but generates nothing: {why}", code="wake_failed")
 
 
-def _proofs(model: str) -> tuple[InferenceRequest, InferenceRequest]:
-    return (
-        InferenceRequest(
+def _proofs(model: str, tasks: Collection[str]) -> Iterator[InferenceRequest]:
+    if "completion" in tasks:
+        yield InferenceRequest(
             request_id=f"wake-{uuid.uuid4()}", model=model, task="completion", prompt="Hello", max_tokens=1, temperature=0
-        ),
-        InferenceRequest(
+        )
+    if "chat" in tasks:
+        yield InferenceRequest(
             request_id=f"wake-{uuid.uuid4()}",
             model=model,
             messages=[{"role": "user", "content": "Hello"}],
             max_tokens=1,
             temperature=0,
-        ),
-    )
+        )
+    if not {"completion", "chat"} & {*tasks}:
+        yield InferenceRequest(request_id=f"wake-{uuid.uuid4()}", model=model, task="embedding", inputs=["Hello"])
 
 
 async def _generates(request: InferenceRequest, infer: Callable[[InferenceRequest, Emit], Awaitable[None]]) -> bool:
@@ -100,8 +104,8 @@ async def _generates(request: InferenceRequest, infer: Callable[[InferenceReques
         match event:
             case Delta():
                 generated = True
-            case Done(usage=usage):
-                generated = generated or usage.completion_tokens > 0
+            case Done(usage=usage, embeddings=vectors):
+                generated = generated or usage.completion_tokens > 0 or bool(vectors)
             case _:
                 pass
 

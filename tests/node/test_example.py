@@ -8,7 +8,7 @@ from mesh.config import load
 from mesh.config.schema import keys_of
 from node.backends.plan import plan
 from node.backends.settings import TYPES
-from node.config import NodeConfig
+from node.config import MultiplexerTable, NodeConfig
 
 EXAMPLE = Path(__file__).parents[2] / "node.example.toml"
 TEXT = EXAMPLE.read_text()
@@ -32,8 +32,10 @@ def test_every_key_is_in_it_or_said_to_have_no_default() -> None:
 
 def test_the_defaults_it_shows_are_the_defaults() -> None:
     shown, defaults = read(), NodeConfig()
-    examples = {"name", "state_dir", "backend", "config_file"}
+    examples = {"name", "state_dir", "backend", "config_file", "multiplexer"}
     for name in tomllib.loads(TEXT).keys() & set(NodeConfig.__struct_fields__) - examples:
         assert getattr(shown, name) == getattr(defaults, name), name
     for name in ("max_restarts", "restart_delay", "heartbeat_interval", "check_interval"):
         assert getattr(shown, name) == getattr(defaults, name), name
+    (turns,) = shown.multiplexer
+    assert turns == MultiplexerTable(origin=turns.origin)

@@ -5,8 +5,8 @@ import psutil
 import pytest
 import trio
 
-from mesh.errors import Unavailable
-from mesh.messages.inference import Delta, Done, Performance, Usage
+from mesh.errors import BadRequest, Unavailable
+from mesh.messages.inference import Delta, Done, InferenceRequest, Performance, Usage
 from node.multiplexer.hooked import HookedModel, HookSettings
 from node.multiplexer.shell import Hook
 
@@ -65,16 +65,20 @@ def _runs(pid: int) -> bool:
 
 
 class Server:
-    """The client of a server that is there while a file is."""
+    """A server that is there while a file is."""
 
-    def __init__(self, file) -> None:
+    def __init__(self, file, tasks) -> None:
+        self.tasks = tasks
         self._file = file
         self.asked = []
 
-    async def infer(self, base, request, emit) -> None:
-        self.asked.append((base, request.task, request.max_tokens))
+    async def infer(self, request, emit) -> None:
+        self.asked.append((request.model, request.task, request.max_tokens))
         if not self._file.exists():
             raise Unavailable("the service cannot be reached")
+        if request.task == "embedding":
+            emit(Done("stop", Usage(1, 0), Performance(0, 0, 0, 0, 1), embeddings=[b"1234"]))
+            return
         emit(Delta(0, [], "word"))
         emit(Done("stop", Usage(1, 1), Performance(0, 0, 0, 0, 1)))
 
@@ -84,11 +88,11 @@ class Server:
 
 @pytest.fixture
 async def hooked(tmp_path, nursery):
-    async def make(**changes):
+    async def make(tasks=("chat", "completion"), **changes):
         up = tmp_path / "up"
         hooks = {"wake": f"touch {up}", "sleep": f"rm -f {up}", "alive": f"test -e {up}"} | changes
-        server = Server(up)
-        model = HookedModel(HookSettings(model="m", port=8001, **hooks), server)
+        server = Server(up, list(tasks))
+        model = HookedModel(HookSettings(model="m", **hooks), server)
         await nursery.start(model.run)
         return model, server, up
 
@@ -99,10 +103,18 @@ async def test_a_model_wakes_by_its_hook_and_proves_it_by_a_token(hooked) -> Non
     model, server, up = await hooked()
     assert not await model.alive()
     await model.wake()
-    assert server.asked == [("http://127.0.0.1:8001", "completion", 1)]
+    assert server.asked == [("m", "completion", 1)]
     assert await model.alive()
     await model.sleep()
     assert not up.exists()
+
+
+async def test_a_model_that_embeds_proves_it_by_a_vector_under_the_name_that_its_server_has(hooked) -> None:
+    model, server, _ = await hooked(tasks=["embedding"], upstream_model="org/M")
+    await model.wake()
+    assert [(name, task) for name, task, _ in server.asked] == [("org/M", "embedding")]
+    with pytest.raises(BadRequest, match="m can do embedding only"):
+        await model.infer(InferenceRequest(request_id="1", model="m", task="completion", prompt="p"), lambda _: None)
 
 
 async def test_a_hook_that_says_yes_and_wakes_nothing_is_found_out(hooked) -> None:
