@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 TOOL_LIMIT = 5.0
 """Seconds for a tool: a wedged driver makes it hang."""
 _NVIDIA = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
+_NVIDIA_FREE = ("nvidia-smi", "--query-gpu=uuid,name,memory.free", "--format=csv,noheader,nounits")
 _AMD = ("rocm-smi", "--showproductname", "--showuniqueid", "--showmeminfo", "vram", "--json")
 _AMD_NAMES = ("Card Series", "Card series", "Card Model", "Card model")
 
@@ -52,6 +54,27 @@ async def find_gpus(environment: Mapping[str, str]) -> list[Gpu]:
     return apple_gpus()
 
 
+async def free_memory(device: str = "auto", environment: Mapping[str, str] | None = None) -> int | None:
+    """Bytes that nobody has on the GPU that `device` means, for `all` on every one; None when there is none that tells."""
+    environment = os.environ if environment is None else environment
+    if found := nvidia_gpus(await _ask(_NVIDIA_FREE)):
+        gpus = select(visible(found, environment.get("CUDA_VISIBLE_DEVICES")), device)
+    else:
+        found = amd_gpus(await _ask(_AMD), free=True)
+        gpus = select(visible(found, environment.get("HIP_VISIBLE_DEVICES", environment.get("CUDA_VISIBLE_DEVICES"))), device)
+    return sum(gpu.memory for gpu in gpus) if gpus else None
+
+
+def select(gpus: list[Gpu], device: str) -> list[Gpu]:
+    """Those that `device` means: `all`, `cuda:N`, else the first."""
+    if device == "all":
+        return gpus
+    _, colon, index = device.partition(":")
+    if colon and index.isdigit():
+        return gpus[int(index) : int(index) + 1]
+    return gpus[:1]
+
+
 def nvidia_gpus(table: str) -> list[Gpu]:
     """From lines `id, name, mebibytes`; lines of another shape are skipped."""
     gpus: list[Gpu] = []
@@ -65,13 +88,13 @@ def nvidia_gpus(table: str) -> list[Gpu]:
     return gpus
 
 
-def amd_gpus(report: str) -> list[Gpu]:
-    """From the JSON of `rocm-smi`: cards by their names, `card0` and so on."""
+def amd_gpus(report: str, *, free: bool = False) -> list[Gpu]:
+    """From the JSON of `rocm-smi`: cards by their names, `card0` and so on; with `free`, the memory that nobody has."""
     try:
         cards = msgspec.json.decode(report, type=dict[str, dict[str, Any]]) if report else {}
     except msgspec.MsgspecError:
         return []
-    gpus = [_amd_gpu(cards[name]) for name in sorted(cards, key=_number) if name.startswith("card")]
+    gpus = [_amd_gpu(cards[name], free=free) for name in sorted(cards, key=_number) if name.startswith("card")]
     return [gpu for gpu in gpus if gpu is not None]
 
 
@@ -101,10 +124,12 @@ def _named(gpus: Sequence[Gpu], wanted: str) -> Gpu | None:
     return next((gpu for gpu in gpus if wanted and gpu.id.startswith(wanted)), None)
 
 
-def _amd_gpu(card: Mapping[str, Any]) -> Gpu | None:
+def _amd_gpu(card: Mapping[str, Any], *, free: bool) -> Gpu | None:
     name = next((str(card[key]) for key in _AMD_NAMES if card.get(key)), "AMD GPU")
     with suppress(KeyError, ValueError, TypeError):
-        return Gpu(kind="rocm", name=name, memory=int(card["VRAM Total Memory (B)"]), id=str(card.get("Unique ID", "")))
+        used = int(card["VRAM Total Used Memory (B)"]) if free else 0
+        memory = int(card["VRAM Total Memory (B)"]) - used
+        return Gpu(kind="rocm", name=name, memory=memory, id=str(card.get("Unique ID", "")))
     return None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
 from mesh.messages.record import Hardware
-from node.gpus import Gpu, find_gpus
+from node.gpus import find_gpus, select
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ async def discover(device: str = "auto", environment: Mapping[str, str] | None =
 
     `device`: `cpu`; `cuda:N` for one GPU; `auto` or `cuda` for the first; `all` for every one that can be seen.
     """
-    if device != "cpu" and (gpus := _select(await find_gpus(os.environ if environment is None else environment), device)):
+    if device != "cpu" and (gpus := select(await find_gpus(os.environ if environment is None else environment), device)):
         return Hardware(
             device=gpus[0].kind,
             device_name=gpus[0].name,
@@ -44,15 +44,6 @@ def cpu_count() -> int:
     with suppress(AttributeError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _select(gpus: list[Gpu], device: str) -> list[Gpu]:
-    if device == "all":
-        return gpus
-    _, colon, index = device.partition(":")
-    if colon and index.isdigit():
-        return gpus[int(index) : int(index) + 1]
-    return gpus[:1]
 
 
 def _processor() -> str:

@@ -31,6 +31,7 @@ from node.model_directory import check_model_directory
 from node.models import DEMO_MODEL_ID, demo_model_path
 from node.multiplexer.build import from_file, shared
 from node.multiplexer.hooked import HookedModel, HookSettings
+from node.multiplexer.memory import parse_size
 from node.multiplexer.settings import MultiplexerSettings
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _multiplexed(config: NodeConfig, file: Path, unit: Unit) -> Built:
             " and their flags out"
         )
     settings = msgspec.structs.replace(unit.settings, type="hooks")
-    return Built(replace(unit, settings=settings, id="hooks"), from_file(file, config.switch_policy))
+    return Built(replace(unit, settings=settings, id="hooks"), from_file(file, config.switch_policy, device=config.device))
 
 
 def _sharing(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:
@@ -106,8 +107,14 @@ def _sharing(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:
     for each in sharing:
         if each.answers_itself and len(each.unit.settings.models) != 1:
             raise Misconfigured(f"{each.unit.settings.where('models')}: to share an accelerator it must name its only model")
-    taking_turns = iter(shared([backend for each in sharing for backend in each.backends], _turns(config), config.switch_policy))
+    backends = [backend for each in sharing for backend in each.backends]
+    stated = {backend.entry.id: _memory(each.unit.settings) for each in sharing for backend in each.backends}
+    taking_turns = iter(shared(backends, _turns(config), config.switch_policy, device=config.device, memory=stated))
     return [replace(each, backends=[next(taking_turns) for _ in each.backends]) if each in sharing else each for each in built]
+
+
+def _memory(settings: BackendSettings) -> int:
+    return parse_size(settings.memory) if settings.memory else 0
 
 
 def _turns(config: NodeConfig) -> MultiplexerSettings:
@@ -190,6 +197,7 @@ def _hooked(unit: Unit) -> Backend:
         upstream_model=settings.upstream_model,
         context_length=settings.context_length,
         weight=settings.weight,
+        memory=_memory(settings),
     )
     return HookedModel(hooks, OpenAIServer(url, _client(settings, url), settings.tasks))
 

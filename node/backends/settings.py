@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from mesh.config import Option
+from node.multiplexer.memory import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_COMMON = frozenset({"type", "id", "models", "aliases", "context_length", "weight", "port", "shared"})
+_COMMON = frozenset({"type", "id", "models", "aliases", "context_length", "weight", "port", "shared", "memory"})
 _HOOKS = frozenset({"wake", "sleep", "alive"})
 _RESTARTS = frozenset({"max_restarts", "restart_delay"})
 _PROCESS = frozenset({"args", "work_dir", "env", "grace"})
@@ -161,6 +162,14 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
     shared: Annotated[
         bool, Option(help="Whether its models share the node's accelerator, where the node has models that take turns.")
     ] = True
+    memory: Annotated[
+        str,
+        Option(
+            help="What each of its models takes of the accelerator while it is awake, as 18GiB; see memory_budget.",
+            check=check_size,
+            default_help="as measured for torch, else unknown",
+        ),
+    ] = ""
     wake: Annotated[
         str,
         Option(

@@ -124,6 +124,8 @@ def report(multiplexer: Multiplexer) -> dict[str, Any]:
     return {
         "state": _state(multiplexer),
         "active_model": active.model if active is not None and switching is None else None,
+        "awake": [member.model for member in multiplexer.accelerator.awake],
+        "memory_budget": multiplexer.accelerator.budget,
         "switching": {"from": switching[0], "to": switching[1]} if switching is not None else None,
         "mode": multiplexer.mode,
         "pinned": multiplexer.pinned,
@@ -134,6 +136,7 @@ def report(multiplexer: Multiplexer) -> dict[str, Any]:
                 "queue_depth": len(member.line),
                 "last_error": member.last_error,
                 "retry_seconds": round(member.barred, 1),
+                "memory": member.memory,
             }
             for model, member in multiplexer.members.items()
         },

@@ -18,9 +18,11 @@ import yaml  # type: ignore[import-untyped]  # it has no types; what it gives is
 
 from mesh.errors import Misconfigured
 from node.multiplexer.hooked import HookSettings
+from node.multiplexer.memory import check_budget, check_size, parse_size
 from node.multiplexer.settings import MultiplexerSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 DEFAULT_PORT = 3000
@@ -40,6 +42,7 @@ class _Model(msgspec.Struct, frozen=True, kw_only=True):
     wake_timeout_secs: Limit = 600.0
     sleep_timeout_secs: Limit = 120.0
     alive_timeout_secs: Limit = 10.0
+    memory: str = ""
 
 
 class _Top(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,13 +82,16 @@ def read_multiplexer_file(path: Path) -> MultiplexerFile:
     if not top.models:
         raise Misconfigured(f"{path}: models is empty; name at least one model")
     settings = reader.convert(top.policy, MultiplexerSettings, ("policy",))
-    models = tuple(_hooks(name, reader.convert(model, _Model, ("models", name))) for name, model in top.models.items())
+    reader.check(("policy", "memory_budget"), check_budget, settings.memory_budget)
+    models = tuple(_hooks(reader, name, reader.convert(model, _Model, ("models", name))) for name, model in top.models.items())
     _check_ports(reader, top.port, models)
     return MultiplexerFile(models=models, settings=settings, port=top.port)
 
 
-def _hooks(name: str, model: _Model) -> HookSettings:
-    return HookSettings(model=name, **msgspec.structs.asdict(model))
+def _hooks(reader: _Reader, name: str, model: _Model) -> HookSettings:
+    reader.check(("models", name, "memory"), check_size, model.memory)
+    memory = parse_size(model.memory) if model.memory else 0
+    return HookSettings(model=name, **{**msgspec.structs.asdict(model), "memory": memory})
 
 
 def _check_ports(reader: _Reader, port: int, models: tuple[HookSettings, ...]) -> None:
@@ -152,6 +158,13 @@ class _Reader:
             what, _, inside = str(error).partition(" - at `$")
             key = inside.rstrip("`").strip(".").split(".")[0].split("[")[0]
             raise Misconfigured(f"{self.where((*place, key) if key else place)}: {what}") from error
+
+    def check(self, place: tuple[str, ...], rule: Callable[[str], None], value: str) -> None:
+        """Apply a rule that raises ValueError to the value at `place`."""
+        try:
+            rule(value)
+        except ValueError as error:
+            raise Misconfigured(f"{self.where(place)}: {error}") from error
 
     def where(self, place: tuple[str, ...]) -> str:
         """File, line and key."""

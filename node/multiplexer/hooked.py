@@ -56,6 +56,8 @@ class HookSettings:
     """What its server calls it, where that is another name."""
     context_length: int = 0
     weight: float = 1.0
+    memory: int = 0
+    """Bytes of the accelerator that it takes while it is awake; 0 = unknown."""
 
 
 class HookedModel(Backend):
@@ -73,6 +75,7 @@ class HookedModel(Backend):
             capabilities=Capabilities(tasks=list(server.tasks), protocols=["openai"]),
         )
         self.changed = nobody_listens
+        self.memory = settings.memory
         self._settings = settings
         self._server = server
         self._running = 0

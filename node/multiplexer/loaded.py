@@ -46,8 +46,16 @@ class Loadable(Protocol):
 class Loaded:
     """A `Switchable` around such a backend."""
 
-    def __init__(self, backend: Loadable) -> None:
+    def __init__(self, backend: Loadable, *, memory: int = 0) -> None:
+        """`memory` is what it is said to take, in bytes; 0 leaves it to what the backend measured."""
         self._backend = backend
+        self._memory = memory
+
+    @property
+    def memory(self) -> int:
+        """As stated, else as the backend measured when it last loaded."""
+        measured: int = getattr(self._backend, "memory", 0)
+        return self._memory or measured
 
     @property
     def entry(self) -> ModelEntry:
@@ -95,7 +103,7 @@ class Loaded:
 
     async def alive(self) -> bool:
         """The backend mends itself, and says `failed` when it cannot."""
-        return self._backend.entry.state != "failed"
+        return self._backend.entry.state not in ("failed", "asleep")
 
     def status(self) -> BackendStatus:
         """The backend's."""

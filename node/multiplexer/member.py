@@ -76,6 +76,21 @@ class Member:
         self._retry_at = 0.0
 
     @property
+    def memory(self) -> int:
+        """Bytes that it takes while it is awake, as stated or measured; 0 = nobody knows yet."""
+        return self.backend.memory
+
+    @property
+    def idle_for(self) -> float:
+        """Seconds since it last worked on something; 0 while it does, or sleeps."""
+        return self.tenure.idle if self.tenure is not None else 0.0
+
+    @property
+    def awake_for(self) -> float:
+        """Seconds since it woke; 0 while it sleeps."""
+        return self.tenure.lasted if self.tenure is not None else 0.0
+
+    @property
     def in_flight(self) -> int:
         """Requests that run on it."""
         return len(self._running)

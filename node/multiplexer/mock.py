@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class SleepyMock(MockBackend):
     """A `Switchable` whose `wake` takes `settings.wake_seconds`."""
 
-    def __init__(self, model: str, settings: MockSettings) -> None:
+    def __init__(self, model: str, settings: MockSettings, *, memory: int = 0) -> None:
         super().__init__(model, settings)
+        self.memory = memory
         self._wake_seconds = settings.wake_seconds
         self._awake = False
         self.entry = msgspec.structs.replace(self.entry, wake_seconds=settings.wake_seconds)

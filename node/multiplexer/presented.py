@@ -1,6 +1,6 @@
 """A model of a multiplexer as the rest of the node sees it: a backend like any other, asleep while another one has its turn.
 
-1. `ready` is only the active model. One that waits for its turn, or is being woken, is `asleep`: gateways send it requests, which
+1. `ready` is only what is awake. One that waits for its turn, or is being woken, is `asleep`: gateways send it requests, which
    wait here, at the cost that `wake_seconds` tells.
 2. One that failed to wake is `failed` for as long as requests for it are refused.
 """
@@ -75,7 +75,7 @@ class Presented(Backend):
 
     @property
     def _is_active(self) -> bool:
-        return self._member is self.multiplexer.active
+        return self._member.tenure is not None
 
     @property
     def _state(self) -> ModelState:
@@ -85,9 +85,7 @@ class Presented(Backend):
 
     @property
     def _wake_seconds(self) -> float:
-        active = self.multiplexer.active
-        previous = active.model if active is not None and active is not self._member else None
-        return round(max(0.1, self.multiplexer.costs.of((previous, self._member.model))), 1)
+        return round(max(0.1, self.multiplexer.wake_cost(self._member.model)), 1)
 
     def _told(self) -> None:
         self.changed()

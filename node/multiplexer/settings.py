@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from mesh.config import Option
+from node.multiplexer.memory import ONE, check_budget
 from node.multiplexer.plugins import check_policy
 from node.multiplexer.policies import DEFAULT_POLICY, Knobs
 
@@ -39,3 +40,11 @@ class MultiplexerSettings(Knobs, frozen=True, kw_only=True):
     max_waiting: Annotated[
         Annotated[int, msgspec.Meta(ge=1)], Option(help="Requests that may wait for one model; one more is refused.")
     ] = 4096
+    memory_budget: Annotated[
+        str,
+        Option(
+            help="What models may take of the accelerator together while they are awake: an amount as 70GiB; free, what is free"
+            " when the node starts; or one, one model at a time. A model whose memory nobody knows is awake alone.",
+            check=check_budget,
+        ),
+    ] = ONE

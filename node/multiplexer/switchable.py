@@ -41,6 +41,10 @@ class Switchable(Protocol):
     def load(self) -> ModelLoad:
         """How busy it is."""
 
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes of the accelerator while it is awake, as stated or as measured last; 0 = nobody knows."""
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own whatever it starts, until cancelled; `started()` at once when it is asleep."""
 
@@ -54,7 +58,7 @@ class Switchable(Protocol):
         """Give the accelerator back. No time limit but its own. Raises Unavailable when that failed."""
 
     async def alive(self) -> bool:
-        """Whether it is still awake and well. No time limit but its own."""
+        """Whether it is awake and well, also by somebody else's doing. No time limit but its own."""
 
     def status(self) -> BackendStatus:
         """What P+1 tells of it."""

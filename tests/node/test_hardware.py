@@ -104,3 +104,16 @@ async def test_a_broken_driver_leaves_the_processor(tool, monkeypatch, name: str
 def test_lines_of_another_shape_are_skipped() -> None:
     (found,) = gpus.nvidia_gpus("No devices were found\nGPU-a, A, [N/A]\nGPU-b, B, 10\n")
     assert (found.id, found.name, found.memory) == ("GPU-b", "B", 10 * MIB)
+
+
+async def test_what_nobody_has_of_a_gpu_is_asked_of_the_same_tools(tool) -> None:
+    assert await gpus.free_memory(environment={}) is None
+    tool("nvidia-smi", 'case "$*" in *memory.free*) echo "GPU-a, A, 100"; echo "GPU-b, B, 50";; *) exit 9;; esac')
+    assert await gpus.free_memory("auto", {}) == 100 * MIB
+    assert await gpus.free_memory("cuda:1", {}) == 50 * MIB
+    assert await gpus.free_memory("all", {}) == 150 * MIB
+    assert await gpus.free_memory("auto", {"CUDA_VISIBLE_DEVICES": "1"}) == 50 * MIB
+    tool("nvidia-smi", "exit 9")
+    card = {"Card Series": "A", "VRAM Total Memory (B)": "100", "VRAM Total Used Memory (B)": "30"}
+    tool("rocm-smi", f"echo '{json.dumps({'card0': card, 'card1': {'VRAM Total Memory (B)': '100'}})}'")
+    assert await gpus.free_memory("all", {}) == 70

@@ -106,6 +106,8 @@ class SimulatedModel:
         self.entry = ModelEntry(id=model, state="ready")
         self.load = ModelLoad("ready", slots=SLOTS)
         self.changed = nobody_listens
+        self.memory = 0
+        self._awake = False
         self._cost = cost
         self._began = began
         self._slots = trio.CapacityLimiter(SLOTS)
@@ -120,12 +122,14 @@ class SimulatedModel:
 
     async def wake(self) -> None:
         await trio.sleep(0.8 * self._cost)
+        self._awake = True
 
     async def sleep(self) -> None:
         await trio.sleep(0.2 * self._cost)
+        self._awake = False
 
     async def alive(self) -> bool:
-        return True
+        return self._awake
 
     def status(self) -> BackendStatus:
         return BackendStatus(state="ready", running=True)

@@ -26,6 +26,7 @@ class Model:
         self.load = ModelLoad("ready", slots=4)
         self.changed = nobody_listens
         self.log = log
+        self.memory = 0
         self.awake = False
         self.well = True
         self.wake_takes = 2.0
@@ -96,9 +97,15 @@ class Stage:
 async def stage(nursery):
     """Makes a running multiplexer of two models, on a clock that jumps."""
 
-    async def make(*, policy="fifo", models=("a", "b"), **settings):
+    async def make(*, policy="fifo", models=("a", "b"), memory=(), awake=(), prepare=lambda _: None, **settings):
         log = []
         made = {model: Model(model, log) for model in models}
+        for model, size in dict(memory).items():
+            if model in made:
+                made[model].memory = size
+        for model in awake:
+            made[model].awake = True
+        prepare(made)
         multiplexer = Multiplexer(list(made.values()), MultiplexerSettings(**settings), policy=POLICIES[policy])
         backends = {backend.entry.id: backend for backend in present(multiplexer)}
         await nursery.start(multiplexer.run)

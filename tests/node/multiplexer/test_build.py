@@ -126,6 +126,11 @@ async def test_models_with_hooks_take_turns_among_themselves_where_nobody_asked_
         (("wake_timeout_secs = 30", "wake_timeout_secs = 0"), "backend.wake_timeout_secs: 0 is not valid; give a number over 0"),
         (("8001/v1", "8100/v1"), "port 8100 is the node's own for this backend"),
         (('type = "mock"', 'type = "mock"\nwake = "./wake.sh"'), "backend.wake: the type mock has no use for wake"),
+        (
+            ("min_quantum_ms = 100", 'memory_budget = "lots"'),
+            "line 4, multiplexer.memory_budget: 'lots' is not an amount of memory",
+        ),
+        (("wake_timeout_secs = 30", 'memory = "18"'), "backend.memory: '18' is not an amount of memory; write it as 18GiB"),
         (("shared = false", ""), "remote cannot be put to sleep"),
         (
             ('"time_slice"', '"lifo"'),
@@ -148,6 +153,17 @@ def test_a_table_beside_a_multiplexer_file_and_one_that_nobody_uses_are_refused(
     assert "how they take turns" in refusal(tmp_path, f'multiplexer_file = "{tmp_path}/mux.json"\n[multiplexer]\n')
     alone = '[multiplexer]\n[backend]\ntype = "mock"\nmodels = ["a"]\nshared = false\n'
     assert "no backend shares the accelerator" in refusal(tmp_path, alone)
+
+
+async def test_memory_is_stated_per_backend_and_a_model_over_the_budget_is_refused(tmp_path) -> None:
+    text = HOOKS.replace("[[backend]]", '[[backend]]\nmemory = "2GiB"').replace(
+        "[multiplexer]", '[multiplexer]\nmemory_budget = "3GiB"'
+    )
+    text = text.replace('memory = "2GiB"\ntype = "openai"', 'type = "openai"')
+    hooked, _, _ = read(tmp_path, text)
+    assert {member.memory for member in hooked.backends[0].multiplexer.members.values()} == {2 << 30}
+    message = refusal(tmp_path, text.replace('"2GiB"', '"4GiB"', 1))
+    assert "org/small is said to take more memory than memory_budget, 3GiB, allows" in message
 
 
 async def test_an_adapter_takes_its_turn_with_its_base(tmp_path) -> None:

@@ -27,11 +27,13 @@ async def test_an_operator_sees_and_moves_everything(autojump_clock, control) ->
     assert await ask("GET", "/control/status") == {
         "state": "idle",
         "active_model": None,
+        "awake": [],
+        "memory_budget": None,
         "switching": None,
         "mode": "auto",
         "pinned": None,
         "models": {
-            model: {"state": "asleep", "in_flight": 0, "queue_depth": 0, "last_error": None, "retry_seconds": 0}
+            model: {"state": "asleep", "in_flight": 0, "queue_depth": 0, "last_error": None, "retry_seconds": 0, "memory": 0}
             for model in ("a", "b")
         },
         "costs": [],

@@ -84,6 +84,10 @@ def test_what_is_left_out_is_as_it_always_was(write) -> None:
         pytest.param(YAML.replace("port: 8002", "port: 3001"), 13, "health and control", id="own-port"),
         pytest.param(YAML.replace("min_active_secs: 5", "min_active_secs: -5"), 21, "policy.min_active_secs", id="bound"),
         pytest.param(YAML.replace("policy:\n", "policy: [\n"), 20, "not valid YAML", id="yaml"),
+        pytest.param(YAML.replace("port: 8002", "port: 8002\n    memory: 5"), 14, "models.org/large.memory", id="memory-number"),
+        pytest.param(YAML.replace("port: 8002", "port: 8002\n    memory: 5G"), 14, "write it as 18GiB", id="memory"),
+        pytest.param(YAML.replace("min_active_secs: 5", "memory_budget: 5"), 21, "policy.memory_budget", id="budget"),
+        pytest.param(YAML.replace("min_active_secs: 5", "memory_budget: all"), 21, "or give one or free", id="no-budget"),
         pytest.param("models: {}\n", None, "at least one model", id="empty"),
         pytest.param("- a\n", None, "one object", id="list"),
         pytest.param("models:\n  a: 5\n", 2, "an object", id="number"),
@@ -105,6 +109,12 @@ def test_json_and_toml_that_do_not_parse_name_the_line(write) -> None:
         read_multiplexer_file(write("mux.toml", "[models]\nm = ]\n"))
     with pytest.raises(Misconfigured, match=r"mux.toml, line 5, models.org/small.port"):
         read_multiplexer_file(write("mux.toml", TOML.replace("8001", '"x"')))
+
+
+def test_memory_of_models_and_their_budget(write) -> None:
+    text = YAML.replace("port: 8002", "port: 8002\n    memory: 18GiB").replace("min_active_secs: 5", "memory_budget: 70GiB")
+    file = read_multiplexer_file(write("mux.yaml", text))
+    assert ([model.memory for model in file.models], file.settings.memory_budget) == ([0, 18 << 30], "70GiB")
 
 
 def test_which_files_are_multiplexer_files(write) -> None:
