@@ -5,7 +5,7 @@
 3. After `CRASH_LOOP` deaths in a row the state is `failed` until a life gets ready again; it is still restarted.
 4. For good ends only: `Refused` (restarting cannot help) and `limit` restarts in a row.
 5. Every change is told through `changed`, at once and before any wait.
-6. Asleep is no death: `sleep` ends the life, `wake` starts the next one, and neither counts as a restart.
+6. Asleep is no death: `sleep` ends the life, `rest` lets it end, `wake` starts the next one, and none counts as a restart.
 """
 
 from __future__ import annotations
@@ -132,6 +132,10 @@ class Supervisor:
             await self._turn.wait()
         return self.state == "ready"
 
+    def rest(self) -> None:
+        """Let the current life be the last one before `wake`: nobody needs it now, and its end is no death."""
+        self._awake = trio.Event()
+
     def lost(self) -> None:
         """The current life is dead, although its remains are still being cleared: tell it at once."""
         if self.state == "ready":
@@ -144,6 +148,8 @@ class Supervisor:
         except Refused as refusal:
             self.refused = True
             self._over(str(refusal))
+            return
+        if not self._awake.is_set():
             return
         delay = self._mourn(cause)
         if delay is not None:

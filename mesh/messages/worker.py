@@ -20,6 +20,13 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     number: int
 
 
+class Doze(msgspec.Struct, frozen=True, tag="doze"):
+    """Node to worker: give the accelerator's memory back and stay (`asleep`), or be ready again. Answered by `Dozed`."""
+
+    number: int
+    asleep: bool
+
+
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
     """Worker to node, while the model loads: `done` of `total` units (tensors), for the progress bar."""
 
@@ -46,6 +53,20 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     adapters: dict[str, str] = {}
     """Digests of the adapters that are served beside it, by name."""
     tasks: list[str] = msgspec.field(default_factory=lambda: ["chat", "completion"])
+    memory: int = 0
+    """Bytes of the device that it takes now; of the host's memory where it computes on the processor. 0 = unknown."""
+
+
+class Dozed(msgspec.Struct, frozen=True, kw_only=True, tag="dozed"):
+    """Worker to node: the `Doze` of this number is carried out, or `error` says why not; the model is as `asleep` says."""
+
+    number: int
+    asleep: bool
+    memory: int = 0
+    """As in `Ready`."""
+    note: str = ""
+    """What was given back, and what was not."""
+    error: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
@@ -127,5 +148,5 @@ class Alive(msgspec.Struct, frozen=True, kw_only=True, tag="alive"):
     stats: EngineStats
 
 
-ToWorker = Submit | Abort
-FromWorker = Loading | Ready | Refusal | Step | Alive
+ToWorker = Submit | Abort | Doze
+FromWorker = Loading | Ready | Refusal | Step | Alive | Dozed

@@ -37,6 +37,8 @@ class BackendStatus:
     """True when trying again cannot help: the model itself cannot be served."""
     engine: Alive | None = None
     """What the built-in engine last told of itself; None for other backends, and before it told anything."""
+    note: str | None = None
+    """What else there is to say of its state, for people."""
     heard: float | None = None
     """Seconds since anything was heard of it."""
 

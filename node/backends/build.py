@@ -278,6 +278,7 @@ def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path, adap
         cache_mib=config.cache_mib,
         adapters=adapters,
         weight=unit.settings.weight,
+        sleep_level=unit.settings.sleep_level or 2,
         restarts=unit.restarts,
     )
 

@@ -18,7 +18,7 @@ import trio
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError
 from mesh.framing import MAX_FRAME, FrameError, FrameReader, frame
 from mesh.messages.inference import Done, Event, Fail
-from mesh.messages.worker import Abort, FromWorker, Step, Submit
+from mesh.messages.worker import Abort, Doze, FromWorker, Step, Submit
 from mesh.service import error_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Conversation:
         self._pending: dict[int, _Pending] = {}
         self._unsent: dict[int, bytes] = {}
         self._aborts: list[int] = []
+        self._orders: list[Doze] = []
         self._unsent_size = 0
         self._work = trio.Event()
         self._numbers = itertools.count(1)
@@ -86,6 +87,14 @@ class Conversation:
                 self._abort(number)
         if pending.error is not None:
             raise pending.error
+
+    def tell(self, order: Doze) -> bool:
+        """Send something that is about no request; it goes before those that wait. False when the other side is lost."""
+        if self._lost is not None:
+            return False
+        self._orders = [order]  # an older one that was never written counts no more
+        self._work.set()
+        return True
 
     async def read(self) -> None:
         """Hand out what the worker says until its end of file. Raises ProtocolBroken."""
@@ -144,9 +153,11 @@ class Conversation:
             self._work.set()
 
     def _next_body(self) -> bytes | None:
-        """The next frame's body: all aborts first, then as many requests as fit."""
+        """The next frame's body: all aborts and an order first, then as many requests as fit."""
         messages = [msgspec.Raw(self._encoder.encode(Abort(number))) for number in self._aborts]
+        messages += [msgspec.Raw(self._encoder.encode(order)) for order in self._orders]
         self._aborts.clear()
+        self._orders.clear()
         size = sum(len(bytes(message)) for message in messages) + _HEADROOM
         while self._unsent:
             number, encoded = next(iter(self._unsent.items()))

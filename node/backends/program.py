@@ -4,7 +4,8 @@
 2. Ready is `ServedBackend.look` within `start_timeout`; what never answers is ended and started anew.
 3. Alive is not enough: silence for `progress_timeout`, of its list and all requests, or of all requests that wait for it, ends it
    as hung. One that can do but one thing at a time is not silent while it answers somebody.
-4. Asleep, the program does not run; vLLM goes to sleep itself and keeps its weights in the host's memory. A wake is done when the
+4. Asleep, the program does not run; vLLM goes to sleep itself and keeps its weights in the host's memory, unless it is told to
+   sleep deeper (`sleep_level` 2). A wake is done when the
    model has said a token.
 """
 
@@ -140,7 +141,7 @@ class ProgramBackend(ServedBackend):
 
     @property
     def _sleeps_itself(self) -> bool:
-        return self._unit.settings.kind in SLEEPS_ITSELF
+        return self._unit.settings.kind in SLEEPS_ITSELF and self._unit.settings.sleep_level != 2
 
     # One life after the other
 

@@ -26,10 +26,10 @@ _ANSWERS = frozenset({"upstream_model", "tasks", "progress_timeout", "max_reques
 _CHILD = _COMMON | _RESTARTS | _PROCESS | _ANSWERS | {"command", "start_timeout"}
 
 TYPES: Mapping[str, frozenset[str]] = {
-    "torch": _COMMON | _RESTARTS | {"path"},
+    "torch": _COMMON | _RESTARTS | {"path", "sleep_level"},
     "mock": _COMMON | {"args", "knobs"},
     "command": _CHILD | {"url"},
-    "vllm": _CHILD | {"model", "path"},
+    "vllm": _CHILD | {"model", "path", "sleep_level"},
     "sglang": _CHILD | {"model", "path"},
     "llama-cpp": _CHILD | {"model", "path"},
     "infinilm": _CHILD | {"path", "model", "model_path"},
@@ -170,6 +170,14 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
             default_help="as measured for torch, else unknown",
         ),
     ] = ""
+    sleep_level: Annotated[
+        Literal[1, 2] | None,
+        Option(
+            help="For torch and vllm, how deep a model sleeps that takes turns: 1, its process keeps the weights in the host's"
+            " memory and wakes fast; 2, its process ends.",
+            default_help="2 for torch, 1 for vllm",
+        ),
+    ] = None
     wake: Annotated[
         str,
         Option(

@@ -5,7 +5,8 @@
 3. The worker lives exactly as long as its socket: closing it, or dying, ends the worker without any signal.
 4. A request for a model that is not ready is refused at once; waiting is the gateway's business, who has other nodes.
 5. A worker that is there but does not get on (`node.liveness`) is killed and replaced, like one that died.
-6. Asleep means unloaded: the worker is gone, and with it all the memory that it had.
+6. Asleep means unloaded: the worker is gone, and with it all the memory that it had. At `sleep_level` 1 the worker stays, with
+   the weights in the host's memory (`node.backends.doze`); one that dies in that sleep is not restarted before it is woken.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ import trio
 from mesh.errors import BackendFailed, Busy, Misconfigured, Unavailable
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
-from mesh.messages.worker import Alive, FromWorker, Loading, Ready, Refusal, Step
+from mesh.messages.worker import Alive, Dozed, FromWorker, Loading, Ready, Refusal, Step
 from node.activity import Activity
 from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.backends.conversation import Conversation, ProtocolBroken
+from node.backends.doze import Dozing
 from node.liveness import Liveness, Patience
 from node.process import ChildProcess
 from node.supervisor import Refused, RestartPolicy, Supervisor
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mesh.messages.inference import InferenceRequest
+    from mesh.messages.record import ModelState
     from mesh.messages.worker import EngineLoad
     from mesh.service import Emit
 
@@ -67,6 +70,8 @@ class TorchSettings:
     slots: int | None = None
     context: int | None = None
     cache_mib: int | None = None
+    sleep_level: int = 2
+    """1: asleep, the worker stays and the weights are in the host's memory; 2: it is gone."""
     max_waiting: int = 256
     """Requests beyond the slots; one more is refused with Busy."""
     weight: float = 1.0
@@ -120,6 +125,9 @@ class TorchBackend(Backend):
         self._supervisor = Supervisor(settings.model, policy=settings.restarts, changed=self._state_changed)
         self._conversation: Conversation | None = None
         self._child: ChildProcess | None = None
+        self._dozing = Dozing()
+        self.memory = 0
+        """Bytes of the accelerator that it took when it was last awake; 0 before it was measured."""
         self.adapters: Mapping[str, str] = {}
         """Digests of the adapters that the worker serves, by name."""
         self._refusal: str | None = None
@@ -150,11 +158,36 @@ class TorchBackend(Backend):
         await conversation.infer(request, emit)
 
     async def sleep(self) -> None:
-        """Unload the model: end the worker, and what runs on it. Returns when it is gone; at once when it is asleep already."""
+        """Give the accelerator's memory back, and end what runs; at once when it is asleep already."""
+        if self._settings.sleep_level == 1 and self._supervisor.state == "ready" and await self._doze():
+            return
         await self._supervisor.sleep()
 
+    async def _doze(self) -> bool:
+        conversation = self._conversation
+        if conversation is None:
+            return False
+        self._dozing.fall_asleep()
+        self._state_changed()
+        answer = await self._dozing.order(conversation, asleep=True)
+        if answer is None or answer.error or not answer.asleep:
+            return False
+        logger.info("%s is asleep: %s", self.entry.id, answer.note)
+        return True
+
     async def wake(self) -> None:
-        """Load the model again; returns when it has produced a token. `run` must be running. Raises BackendFailed."""
+        """Be ready again; returns when the model has produced a token. `run` must be running. Raises BackendFailed."""
+        conversation = self._conversation
+        if self._dozing.light and conversation is not None:
+            answer = await self._dozing.order(conversation, asleep=False)
+            if answer is not None and not answer.asleep:
+                self.memory = answer.memory or self.memory
+                self._state_changed()
+                return
+            if answer is not None:
+                raise BackendFailed(f"{self.entry.id} could not be woken on this node: {answer.error}", code="wake_failed")
+        if self._dozing.light:
+            await self._supervisor.sleep()
         if not await self._supervisor.wake():
             raise BackendFailed(
                 f"{self.entry.id} could not be woken on this node; its operator finds the reason in /health", code="wake_failed"
@@ -164,8 +197,9 @@ class TorchBackend(Backend):
         """What P+1 tells of it."""
         supervisor = self._supervisor
         return BackendStatus(
-            state=supervisor.state,
-            running=supervisor.state == "ready",
+            state=self._state,
+            running=self._state == "ready",
+            note=self._dozing.note,
             pid=self._child.pid if self._child is not None else None,
             restarts=supervisor.restarts,
             uptime=supervisor.uptime,
@@ -267,6 +301,9 @@ class TorchBackend(Backend):
                 nursery.cancel_scope.cancel()
         finally:
             self._conversation = self._pulse = None
+            if self._dozing.light:
+                self._supervisor.rest()
+            self._dozing.lost()
             conversation.lose(f"the worker of {self.entry.id} died; the request can be sent again")
             self._supervisor.lost()
             stream.socket.close()
@@ -285,6 +322,8 @@ class TorchBackend(Backend):
                     self._on_loading(self.entry.id, message)
             case Ready():
                 self._become_ready(message)
+            case Dozed():
+                self._dozing.hear(message)
             case Refusal(message=reason):
                 self._refusal = reason
 
@@ -305,11 +344,18 @@ class TorchBackend(Backend):
             ),
         )
         self.adapters = ready.adapters
+        self.memory = ready.memory
         self.load = ModelLoad("ready", slots=ready.slots)
         self._supervisor.ready()
 
+    @property
+    def _state(self) -> ModelState:
+        return "asleep" if self._dozing.light else self._supervisor.state
+
     def _state_changed(self) -> None:
-        state = self._supervisor.state
+        if self._supervisor.state == "asleep":
+            self._dozing.over()
+        state = self._state
         self.entry = msgspec.structs.replace(self.entry, state=state)
         if state != "ready":
             self.load = ModelLoad(state)

@@ -137,6 +137,7 @@ def report(multiplexer: Multiplexer) -> dict[str, Any]:
                 "last_error": member.last_error,
                 "retry_seconds": round(member.barred, 1),
                 "memory": member.memory,
+                "note": member.backend.status().note,
             }
             for model, member in multiplexer.members.items()
         },

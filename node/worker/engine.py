@@ -143,6 +143,20 @@ class Engine:
         if sequence := self._sequences.get(number):
             self._drop(sequence, cancelled())
 
+    def clear(self, error: MeshError) -> None:
+        """Fail every request; the next step tells."""
+        for sequence in list(self._sequences.values()):
+            self._drop(sequence, error)
+
+    def rest(self) -> int:
+        """Give the memory of everything that was computed back; the bytes. Nobody may have a request here, or get one."""
+        return self._runner.rest()
+
+    def rise(self) -> None:
+        """Take it again, and generate a token. Raises whatever goes wrong."""
+        self._runner.rise()
+        self.warm_up()
+
     def step(self) -> Step | None:
         """Compute once; None when there was nothing to do. Raises when the model is broken for good."""
         self._expire()

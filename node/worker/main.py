@@ -11,12 +11,15 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mesh.errors import Misconfigured
-from mesh.messages.worker import Abort, Loading, Refusal, Step, Submit
+from mesh.messages.worker import Abort, Doze, Dozed, Loading, Refusal, Step, Submit
 from node.fan_out import FanOut
 from node.worker.protocol import NodeConnection
 
@@ -100,7 +103,7 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
     # Imported here: it takes seconds, and the connection must live meanwhile.
     import torch
 
-    from node.worker.device import default_threads
+    from node.worker.device import default_threads, used_memory
     from node.worker.loader import Options
     from node.worker.opening import open_model
 
@@ -115,6 +118,7 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
         adapters=dict(options.adapter),
     )
     engine, ready = open_model(chosen, connection.send)
+    ready = msgspec.structs.replace(ready, memory=used_memory(engine.weights.device))
     _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)
     connection.send(ready)
     return engine
@@ -132,12 +136,36 @@ def _serve(engine: Serving, connection: NodeConnection) -> None:
     while True:
         messages = connection.receive(wait=engine.idle)
         pulse.begin()
+        dozes = [message for message in messages if isinstance(message, Doze)]
         for message in messages:
             _hear(message, engine, lanes, fan_out)
+        if any(doze.asleep for doze in dozes):
+            engine.clear()
         if step := engine.step():
             events = fan_out.merge(step.events, lambda number: _abort(number, engine, lanes))
             connection.send(Step(load=step.load, events=events))
         pulse.end(engine)
+        for doze in dozes:  # moving weights is no step, however long it takes
+            connection.send(_doze(doze, engine))
+
+
+def _doze(doze: Doze, engine: Serving) -> Dozed:
+    from node.worker.device import used_memory
+
+    began, note, error = time.monotonic(), "", ""
+    try:
+        if doze.asleep:
+            note = engine.doze()
+        else:
+            engine.rise()
+    # No room on the device, most of all: others may have taken it. The model dozes on, and the node decides.
+    except Exception as problem:
+        _logger.exception("the model could not be woken")
+        error = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
+    done = "asleep" if engine.dozing else "awake"
+    _logger.info("%s after %.2f s%s", done, time.monotonic() - began, f": {note}" if note else "")
+    memory = used_memory(engine.weights.device)
+    return Dozed(number=doze.number, asleep=engine.dozing, memory=memory, note=note, error=error)
 
 
 def _hear(message: ToWorker | Prepared, engine: Serving, lanes: Lanes, fan_out: FanOut) -> None:
@@ -146,6 +174,8 @@ def _hear(message: ToWorker | Prepared, engine: Serving, lanes: Lanes, fan_out: 
             for number, request in fan_out.split(message.number, message.request):
                 if refused := lanes.put(number, request):
                     engine.take(refused)
+        case Doze():
+            pass  # when the step is through
         case Abort():
             for number in fan_out.numbers(message.number):
                 _abort(number, engine, lanes)

@@ -26,6 +26,7 @@ from node.worker.embedding.intake import EmbeddingIntake
 from node.worker.embedding.pooling import MODULES, Pooling, pooling_of
 from node.worker.loader import load_text, read_model, read_tokenizer
 from node.worker.serving import Serving, ServingIntake
+from node.worker.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,20 +63,22 @@ def _is_for_embeddings(directory: ModelDirectory) -> bool:
 
 def _text(loaded: Loaded, *, queue: int) -> tuple[Serving, Ready]:
     engine, ready = loaded.engine, loaded.ready
+    weights = Weights(loaded.model, loaded.model.device)
     embedder = Embedder(loaded.model, Pooling(mode="last"), hidden=loaded.hidden)
     try:
         embedder.embed([[0]], [None])
     # Modelling code may keep its hidden states to itself, or need more than ids.
     except Exception as error:  # noqa: BLE001 - the model is served without embeddings then
         _logger.info("the model gives no embeddings: %r", error)
-        return Serving(engine, None, ServingIntake(engine.intake, None), queue=queue), ready
+        return Serving(engine, None, ServingIntake(engine.intake, None), queue=queue, weights=weights), ready
     intake = EmbeddingIntake(
         loaded.tokenizer,
         vocabulary=ready.vocabulary,
         context_length=ready.context_length,
         dimensions=embedder.dimensions,
     )
-    serving = Serving(engine, EmbeddingEngine(embedder, queue=queue), ServingIntake(engine.intake, intake), queue=queue)
+    embeddings = EmbeddingEngine(embedder, queue=queue)
+    serving = Serving(engine, embeddings, ServingIntake(engine.intake, intake), queue=queue, weights=weights)
     return serving, msgspec.structs.replace(ready, tasks=[*ready.tasks, "embedding"])
 
 
@@ -99,7 +102,8 @@ def _embedding(directory: ModelDirectory, options: Options, report: Callable[[Lo
         tokenizer, vocabulary=vocabulary, context_length=length, dimensions=embedder.dimensions, prompt=pooling.prompt
     )
     queue = options.limits.queue
-    serving = Serving(None, EmbeddingEngine(embedder, queue=queue), ServingIntake(None, intake), queue=queue)
+    weights = Weights(model, device.device)
+    serving = Serving(None, EmbeddingEngine(embedder, queue=queue), ServingIntake(None, intake), queue=queue, weights=weights)
     digest = weights_digest(directory)
     name = str(dtype).removeprefix("torch.")
     versions = (__version__, torch.__version__, transformers.__version__, type(tokenizer).__name__)

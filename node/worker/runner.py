@@ -64,6 +64,14 @@ class Runner(Protocol):
         """Give back what is not needed: the device ran out of memory."""
         ...
 
+    def rest(self) -> int:
+        """Forget everything and give its memory back; the bytes. No sequence has room then, and none gets any before `rise`."""
+        ...
+
+    def rise(self) -> None:
+        """Take the memory again."""
+        ...
+
 
 class Forward(Protocol):
     """Runs a model over one row of tokens, with `node.worker.attention` between them."""
@@ -169,6 +177,17 @@ class SlotRunner:
         """See Runner."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def rest(self) -> int:
+        """See Runner."""
+        freed = self.arena.bytes
+        self.arena.free()
+        self.memory.rebuild()
+        return freed
+
+    def rise(self) -> None:
+        """See Runner."""
+        self.arena.allocate()
 
 
 def _extent(share: Share) -> Extent:

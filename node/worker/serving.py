@@ -2,6 +2,7 @@
 
 1. Both compute in the one thread. While text is being generated an embedding batch is small: whoever reads along waits for it.
 2. A request belongs to the engine that its preparation says; an error belongs to whichever there is.
+3. While the model dozes it computes nothing: its requests were failed, and one that still comes is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from mesh.errors import BadRequest, MeshError
+from mesh.errors import BadRequest, MeshError, Unavailable
 from mesh.messages.worker import EngineLoad, EngineStats, Step
 from node.worker.embedding.engine import BUDGET
 from node.worker.embedding.intake import Job
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from node.worker.embedding.intake import EmbeddingIntake
     from node.worker.engine import Engine
     from node.worker.intake import Intake
+    from node.worker.weights import Weights
 
 SMALL_BUDGET = 512
 """Tokens in an embedding batch beside sequences that generate."""
@@ -45,12 +47,23 @@ class Computing(Protocol):
 class Serving:
     """At least one of the two engines."""
 
-    def __init__(self, text: Engine | None, embedding: EmbeddingEngine | None, intake: ServingIntake, *, queue: int) -> None:
+    def __init__(
+        self,
+        text: Engine | None,
+        embedding: EmbeddingEngine | None,
+        intake: ServingIntake,
+        *,
+        queue: int,
+        weights: Weights,
+    ) -> None:
         assert text or embedding
+        self.weights = weights
+        self.dozing = False
         self.intake = intake
         self.queue = queue
         self._text = text
         self._embedding = embedding
+        self._freed = 0
 
     @property
     def idle(self) -> bool:
@@ -85,6 +98,8 @@ class Serving:
 
     def take(self, prepared: Prepared) -> None:
         """Take a prepared request; the next step tells how it began."""
+        if self.dozing:
+            prepared = Prepared(prepared.number, asleep())
         result = prepared.result
         if self._embedding is not None and (isinstance(result, Job) or self._text is None):
             assert isinstance(result, Job | MeshError)
@@ -108,11 +123,50 @@ class Serving:
         events = [event for step in (text, embedding) if step is not None for event in step.events]
         return Step(load=self.load, events=events) if text or embedding else None
 
+    def clear(self) -> None:
+        """Fail every request because the model falls asleep; the next step tells."""
+        for engine in (self._text, self._embedding):
+            if engine is not None:
+                engine.clear(asleep())
+
+    def doze(self) -> str:
+        """Give the device's memory back, after `clear` and a step; what was given back and what not. Idempotent."""
+        if not self.dozing:
+            self.dozing = True
+            self._freed = self._text.rest() if self._text is not None else 0
+            self.weights.to_host()
+        kept = (
+            "the weights are in the host's memory" if self.weights.moves else "the weights stay, for they are in use as they are"
+        )
+        return f"{self._freed >> 20} MiB of keys and values given back; {kept}"
+
+    def rise(self) -> None:
+        """Be ready again: a token, or a vector, was produced. Raises whatever goes wrong; then it dozes on. Idempotent."""
+        if not self.dozing:
+            return
+        try:
+            self.weights.to_device()
+            if self._text is not None:
+                self._text.rise()
+            elif self._embedding is not None:
+                self._embedding.rise()
+        except Exception:
+            if self._text is not None:
+                self._text.rest()
+            self.weights.to_host()
+            raise
+        self.dozing = False
+
     @property
     def _only(self) -> Computing:
         only = self._text or self._embedding
         assert only is not None
         return only
+
+
+def asleep() -> Unavailable:
+    """What a request is told that meets a model that dozes."""
+    return Unavailable("the model was put to sleep; send the request again", code="model_asleep", retry_after=2)
 
 
 class ServingIntake:

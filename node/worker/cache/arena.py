@@ -49,9 +49,24 @@ class Arena:
     def __init__(self, shape: ArenaShape, *, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
         self.scrap = shape.tokens
-        size = (shape.layers, shape.tokens + 1, shape.kv_heads, shape.head_dim)
-        self.keys = torch.zeros(size, dtype=dtype, device=device)
-        self.values = torch.zeros(size, dtype=dtype, device=device)
+        self._dtype = dtype
+        self._device = device
+        self.allocate()
+
+    @property
+    def bytes(self) -> int:
+        """What it takes now."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def allocate(self) -> None:
+        """Take the memory, zeroed."""
+        size = (self.shape.layers, self.shape.tokens + 1, self.shape.kv_heads, self.shape.head_dim)
+        self.keys = torch.zeros(size, dtype=self._dtype, device=self._device)
+        self.values = torch.zeros(size, dtype=self._dtype, device=self._device)
+
+    def free(self) -> None:
+        """Give the memory back: it holds no tokens before `allocate`."""
+        self.keys, self.values = self.keys[:, :0].clone(), self.values[:, :0].clone()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy consecutive tokens; the two ranges may overlap."""

@@ -93,6 +93,15 @@ class EmbeddingEngine:
         if self._jobs.pop(number, None) is not None:
             self._fail(number, cancelled())
 
+    def clear(self, error: MeshError) -> None:
+        """Fail every request; the next step tells."""
+        for job in list(self._jobs.values()):
+            self._drop(job, error)
+
+    def rise(self) -> None:
+        """Make a vector. Raises whatever goes wrong."""
+        self.embedder.embed([[0]], [None])
+
     def step(self, budget: int = BUDGET) -> Step | None:
         """Compute up to `budget` tokens; None when there was nothing to do. Raises when the model is broken for good."""
         self._expire()

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from mesh.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -58,6 +58,12 @@ class AdaptedLinear(nn.Module):
     def add(self, number: int, pair: Pair) -> None:
         """Let the adapter with this number change the layer."""
         self._pairs[number] = pair
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Whatever moves the module moves what its adapters say as well."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        self._pairs = {number: type(pair)(fn(pair.down), fn(pair.up)) for number, pair in self._pairs.items()}
+        return self
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in] -> [..., out]."""

@@ -40,3 +40,11 @@ class AdaptedRunner:
     def relieve(self) -> None:
         """See Runner."""
         self._runner.relieve()
+
+    def rest(self) -> int:
+        """See Runner."""
+        return self._runner.rest()
+
+    def rise(self) -> None:
+        """See Runner."""
+        self._runner.rise()

@@ -14,7 +14,8 @@ import argparse, os, socket, sys, threading, time
 import msgspec
 from mesh.framing import FrameReader, frame
 from mesh.messages.inference import Accepted, Delta, Done, Fail, Performance, Usage
-from mesh.messages.worker import Abort, Alive, EngineLoad, EngineStats, Loading, Ready, Refusal, Step, Submit, ToWorker
+from mesh.messages.worker import Abort, Alive, Doze, Dozed, EngineLoad, EngineStats, Loading, Ready, Refusal, Step, Submit
+from mesh.messages.worker import ToWorker
 
 parser = argparse.ArgumentParser()
 for flag in ("--model", "--device", "--dtype"):
@@ -87,6 +88,19 @@ while data := connection.recv(65536):
         for message in decoder.decode(body):
             if isinstance(message, Submit):
                 answer(message)
+            elif isinstance(message, Doze):
+                log.write(f"{'sleep' if message.asleep else 'wake'}\n")
+                if behaviour == "dies-asleep" and message.asleep:
+                    send(Dozed(number=message.number, asleep=True, note="given back"))
+                    os._exit(1)
+                if behaviour == "dies-falling-asleep" or (behaviour == "dies-waking" and not message.asleep):
+                    os._exit(1)
+                if behaviour == "stays-asleep" and not message.asleep:
+                    send(Dozed(number=message.number, asleep=True, error="OutOfMemoryError: no room"))
+                elif behaviour == "stays-awake":
+                    send(Dozed(number=message.number, asleep=False, error="MemoryError: no room in the host's memory"))
+                elif behaviour != "ignores":
+                    send(Dozed(number=message.number, asleep=message.asleep, memory=77, note="given back" * message.asleep))
             else:
                 log.write(f"abort {message.number}\n")
                 if running.pop(message.number, None):

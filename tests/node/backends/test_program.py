@@ -194,3 +194,13 @@ async def test_vllm_sleeps_by_itself_and_keeps_running(nursery):
     await until(lambda: backend.status().pid not in (None, pid) and backend._supervisor.state == "ready")
     assert backend.state == "asleep"
     assert "asleep" in backend._child.lines
+
+
+async def test_vllm_can_be_told_to_sleep_deeper(nursery):
+    backend = made(type="vllm", command=f"{sys.executable} {PROGRAM}", model="m", args=[], sleep_level=2)
+    backend._argv = [sys.executable, PROGRAM, str(backend._unit.port), "sleepy"]
+    await nursery.start(backend.run)
+    await backend.sleep()
+    assert (backend.state, backend.status().pid) == ("asleep", None)
+    await backend.wake()
+    assert "far" in await say(backend)

@@ -33,7 +33,15 @@ async def test_an_operator_sees_and_moves_everything(autojump_clock, control) ->
         "mode": "auto",
         "pinned": None,
         "models": {
-            model: {"state": "asleep", "in_flight": 0, "queue_depth": 0, "last_error": None, "retry_seconds": 0, "memory": 0}
+            model: {
+                "state": "asleep",
+                "in_flight": 0,
+                "queue_depth": 0,
+                "last_error": None,
+                "retry_seconds": 0,
+                "memory": 0,
+                "note": None,
+            }
             for model in ("a", "b")
         },
         "costs": [],

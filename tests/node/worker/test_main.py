@@ -17,7 +17,7 @@ import pytest
 
 from mesh.framing import FrameReader, frame
 from mesh.messages.inference import Accepted, Delta, Done, Fail, InferenceRequest
-from mesh.messages.worker import Abort, Alive, FromWorker, Loading, Ready, Refusal, Step, Submit
+from mesh.messages.worker import Abort, Alive, Doze, Dozed, FromWorker, Loading, Ready, Refusal, Step, Submit
 from node.worker.main import NICENESS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Worker:
         self._messages: list[Any] = []
         self.alive: list[Alive] = []
 
-    def send(self, *messages: Submit | Abort) -> None:
+    def send(self, *messages: Submit | Abort | Doze) -> None:
         self.socket.sendall(frame(msgspec.msgpack.encode(messages)))
 
     def receive(self) -> Any:
@@ -109,6 +109,28 @@ def start() -> Iterator[Any]:
 
 def request(**fields: Any) -> InferenceRequest:
     return InferenceRequest(request_id="r", model="m", **{"task": "completion", "prompt": "A mesh", "max_tokens": 12, **fields})
+
+
+def test_a_worker_gives_memory_back_keeps_its_process_and_answers_as_before(start: Any, models_folder: Path) -> None:
+    worker = start(models_folder / "llama", "--cache-mib", "64")
+    assert worker.wait_ready().memory > 1 << 20
+    worker.send(Submit(1, request()))
+    before = worker.events(1)[1]
+    worker.send(Doze(7, asleep=True), Submit(2, request()))
+    dozed = worker.receive()
+    assert isinstance(dozed, Dozed)
+    assert (dozed.number, dozed.asleep, dozed.error) == (7, True, "")
+    assert "MiB of keys and values given back" in dozed.note
+    (refused,) = worker.events(2)[2]
+    assert refused.code == "model_asleep"
+    worker.send(Doze(8, asleep=False))
+    woken = worker.receive()
+    assert (woken.number, woken.asleep, woken.error) == (8, False, "")
+    worker.send(Submit(3, request()))
+    after = worker.events(3)[3]
+    ids = [[token for event in events if isinstance(event, Delta) for token in event.token_ids] for events in (before, after)]
+    assert len(ids[0]) == 12
+    assert ids[0] == ids[1]
 
 
 def test_a_worker_loads_serves_cancels_and_ends_with_its_node(start: Any, models_folder: Path) -> None:
