@@ -1,12 +1,14 @@
 """The models of this node behind one `infer`.
 
-1. An exact id beats an alias; an alias that two models claim is refused, naming both.
+1. An exact id beats an alias; an alias that two models claim is refused, naming both. A model that two backends have is the first
+   one's, and the log says so.
 2. A request id runs at most once at a time here; a second one with the same id is a Conflict.
 3. After `drain` nothing new starts; what runs goes on to its end.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from mesh.service import Emit
     from node.backends.base import Backend
 
+logger = logging.getLogger(__name__)
+
 
 class NodeService:
     """An `InferenceService` over this node's backends; see the head of this file."""
@@ -34,6 +38,7 @@ class NodeService:
         self.draining = False
         self.usages = {} if usages is None else usages
         self._running: set[str] = set()
+        self._shadowed: set[tuple[str, str]] = set()
         self._idle = trio.Event()
 
     @property
@@ -64,8 +69,25 @@ class NodeService:
         found: dict[str, ModelEntry] = {}
         for backend in self._backends:
             for entry in backend.entries():
-                found.setdefault(entry.id, entry)
+                kept = found.setdefault(entry.id, entry)
+                if kept is not entry:
+                    self._shadow(kept, entry)
         return list(found.values())
+
+    def _shadow(self, kept: ModelEntry, left_out: ModelEntry) -> None:
+        """Say once that nobody reaches a model because another one has its name."""
+        names = (kept.id, kept.backend + left_out.backend)
+        if names in self._shadowed:
+            return
+        self._shadowed.add(names)
+        same = kept.weights_digest and kept.weights_digest == left_out.weights_digest
+        logger.warning(
+            "two backends have a model %s, with %s weights: requests go to the first, %s; name the other's, %s, in its models",
+            kept.id,
+            "the same" if same else "other or unknown",
+            kept.backend,
+            left_out.backend,
+        )
 
     def load(self) -> dict[str, ModelLoad]:
         """What the heartbeat says of them."""

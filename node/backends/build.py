@@ -80,6 +80,7 @@ def build(config: NodeConfig, *, on_loading: OnLoading | None = None) -> Sequenc
         )
     first = next((unit for unit in units if unit.settings.kind == "torch"), None)
     built = [Built(unit, _made(config, unit, on_loading, is_first=unit is first)) for unit in units]
+    _check_once(built)
     return _sharing(config, built)
 
 
@@ -92,6 +93,19 @@ def _multiplexed(config: NodeConfig, file: Path, unit: Unit) -> Built:
         )
     settings = msgspec.structs.replace(unit.settings, type="hooks")
     return Built(replace(unit, settings=settings, id="hooks"), from_file(file, config.switch_policy, device=config.device))
+
+
+def _check_once(built: Sequence[Built]) -> None:
+    """Whose models are not written down is known only later; `NodeService` says then whose are left out."""
+    owners: dict[str, Built] = {}
+    for each in built:
+        for model in [entry.id for backend in each.backends for entry in backend.entries()]:
+            other = owners.setdefault(model, each)
+            if other is not each:
+                raise Misconfigured(
+                    f"{each.unit.settings.where('models')}: {each.unit.id} and {other.unit.id} both have a model {model!r}, and a"
+                    " request could not say which it means; give one of them another name in models"
+                )
 
 
 def _sharing(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:

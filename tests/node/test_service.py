@@ -115,3 +115,18 @@ async def test_changes_of_every_backend_are_heard(serve) -> None:
     for backend in service.backends.values():
         backend.changed()
     assert len(heard) == 2
+
+
+async def test_a_model_of_two_backends_is_the_first_ones_and_the_log_says_so_once(serve, caplog) -> None:
+    service = await serve("a", "a")
+    first, second = service._backends
+    for backend, digest in ((first, "one"), (second, "other")):
+        backend.entry = msgspec.structs.replace(backend.entry, weights_digest=digest, backend=f"mock-{digest}")
+    for _ in range(3):
+        assert [entry.weights_digest for entry in service.entries()] == ["one"]
+    (record,) = caplog.records
+    assert "two backends have a model a, with other or unknown weights" in record.getMessage()
+    assert "requests go to the first, mock-one" in record.getMessage()
+    second.entry = msgspec.structs.replace(second.entry, weights_digest="one", backend="mock-same")
+    service.entries()
+    assert "with the same weights" in caplog.records[-1].getMessage()

@@ -1,9 +1,11 @@
 """Models that share an accelerator, with real programs: a gateway reaches models that sleep, and hooks wake servers."""
 
+import json
 import sys
 
 import httpx2
 import pytest
+import trio
 
 from node.http import free_pair
 from tests.fleet import until
@@ -102,3 +104,126 @@ async def test_hooks_wake_real_servers_from_an_old_file(fleet, tmp_path) -> None
             for model in ports:
                 await http.post(f"{node.url}/models/unload", json={"model": model}, timeout=20)
     assert not (tmp_path / "b.pid").exists()
+
+
+COUNTING = """
+import asyncio, json, os, sys
+asked = []
+async def serve(reader, writer):
+    try:
+        while True:
+            head = (await reader.readuntil(b"\\r\\n\\r\\n")).decode().lower()
+            length = int(head.split("content-length:")[1].split()[0]) if "content-length:" in head else 0
+            body = await reader.readexactly(length)
+            if head.startswith("get /asked"):
+                answer = asked
+            else:
+                asked.append(json.loads(body).get("prompt"))
+                said = {"index": 0, "text": "word", "finish_reason": "stop"}
+                answer = {"choices": [said], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+            body = json.dumps(answer).encode()
+            writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-type: application/json\\r\\n")
+            writer.write(b"content-length: %d\\r\\n\\r\\n" % len(body) + body)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=4096)
+    open(sys.argv[2], "w").write(str(os.getpid()))
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+def _hooked(folder, model: str, port: int, *, before: str = "") -> str:
+    """A `[[backend]]` of the node's own file whose hooks start and end the counting server."""
+    (folder / "server.py").write_text(COUNTING)
+    pid = folder / f"{model}.pid"
+    return f"""
+[[backend]]
+type = "hooks"
+models = ["{model}"]
+url = "http://127.0.0.1:{port}"
+wake = '''
+echo woken >> {folder}/{model}.log
+test -s {pid} && exit 0
+{before}
+{sys.executable} {folder}/server.py {port} {pid} &
+while ! test -s {pid}; do sleep 0.05; done
+'''
+sleep = "test -s {pid} || exit 0; kill $(cat {pid}); rm {pid}; echo slept >> {folder}/{model}.log"
+alive = "test -s {pid} && kill -0 $(cat {pid})"
+alive_timeout_secs = 30
+"""
+
+
+async def _status(http, node):
+    return (await http.get(f"{node.url}/control/status", timeout=30)).json()
+
+
+async def test_a_thousand_wait_for_one_wake_and_nothing_is_done_for_those_who_left(fleet, tmp_path) -> None:
+    port = free_pair("127.0.0.1")
+    config = tmp_path / "node.toml"
+    config.write_text(_hooked(tmp_path, "m", port, before=f"while ! test -e {tmp_path}/go; do sleep 0.05; done"))
+    node = await fleet.node("--config-file", str(config), "--no-mdns")
+    outlet = int(node.url.rpartition(":")[2]) - 1
+    answered = []
+
+    async def ask(number: int, scope: trio.CancelScope) -> None:
+        body = json.dumps({"model": "m", "prompt": f"n{number}", "max_tokens": 1}).encode()
+        with scope:
+            stream = await trio.open_tcp_stream("127.0.0.1", outlet)
+            async with stream:
+                head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+                await stream.send_all(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+                if (await stream.receive_some(4096)).startswith(b"HTTP/1.1 200"):
+                    answered.append(number)
+
+    async def waiting(http, count: int) -> bool:
+        return (await _status(http, node))["models"]["m"]["queue_depth"] == count
+
+    scopes = [trio.CancelScope() for _ in range(1000)]
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        try:
+            async with trio.open_nursery() as nursery:
+                for number, scope in enumerate(scopes):
+                    nursery.start_soon(ask, number, scope)
+                await until(lambda: waiting(http, 1000), limit=50)
+                for scope in scopes[100:1000:3]:
+                    scope.cancel()
+                await until(lambda: waiting(http, 700), limit=50)
+                (tmp_path / "go").touch()
+            asked = (await http.get(f"http://127.0.0.1:{port}/asked", timeout=30)).json()
+            page = (await http.get(f"{node.url}/metrics", timeout=30)).text
+        finally:
+            await http.post(f"{node.url}/models/unload", json={"model": "m"}, timeout=30)
+    stayed = {number for number in range(1000) if number < 100 or (number - 100) % 3}
+    assert set(answered) == stayed
+    assert len(answered) == 700
+    assert sorted(asked) == sorted(["Hello", *(f"n{number}" for number in stayed)])  # and the token that proved the wake
+    assert (tmp_path / "m.log").read_text().split() == ["woken", "slept"]
+    assert 'infermesh_request_queue_wait_seconds_count{model="m"} 700' in page
+
+
+async def test_a_node_takes_over_what_the_last_one_left_awake(fleet, tmp_path) -> None:
+    first = free_pair("127.0.0.1")
+    config = tmp_path / "node.toml"
+    config.write_text(_hooked(tmp_path, "a", first) + _hooked(tmp_path, "b", first + 1))
+    node = await fleet.node("--config-file", str(config), "--no-mdns")
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        await http.post(f"{node.url}/models/load", json={"model": "b"}, timeout=30)
+        node.kill()
+        pid = (tmp_path / "b.pid").read_text()
+        node = await fleet.node("--config-file", str(config), "--no-mdns")
+
+        async def taken_over() -> bool:
+            return (await _status(http, node))["awake"] == ["b"]
+
+        try:
+            await until(taken_over)
+            assert (tmp_path / "b.pid").read_text() == pid
+            assert not (tmp_path / "a.log").exists()
+        finally:
+            await http.post(f"{node.url}/models/unload", json={"model": "b"}, timeout=30)
+    assert (tmp_path / "b.log").read_text().split() == ["woken", "woken", "slept"]

@@ -85,6 +85,16 @@ def test_a_backend_of_another_type_that_cannot_work_is_refused(settings, part) -
     assert part in caught.value.message
 
 
+def test_a_model_that_two_backends_have_is_refused_naming_both(tmp_path) -> None:
+    other = tmp_path / demo_model_path().name
+    other.symlink_to(demo_model_path())
+    settings = [BackendSettings(path=str(demo_model_path())), BackendSettings(path=str(other))]
+    with pytest.raises(Misconfigured, match=f"torch-2 and torch both have a model '{other.name}'.*another name in models"):
+        build_backends(NodeConfig(backend=settings))
+    named = [settings[0], BackendSettings(path=str(other), models=["other"])]
+    assert [backend.entry.id for backend in build_backends(NodeConfig(backend=named))] == [other.name, "other"]
+
+
 def test_a_child_has_its_port_before_it_starts_and_others_when_they_are_bound() -> None:
     (built,) = build(one({"port": 0}, type="command", command="cat", args=["{port}"]))
     assert built.answers_itself
