@@ -56,7 +56,10 @@ def shared(
     members = [
         _switchable(backend, stated.get(backend.entry.id, 0)) for backend in backends if not isinstance(backend, AdapterBackend)
     ]
-    bases = {presented.entry.id: presented for presented in present(_multiplexer(members, settings, policy, device))}
+    multiplexer = _multiplexer(members, settings, policy, device)
+    adapters = [backend for backend in backends if isinstance(backend, AdapterBackend)]
+    multiplexer.adapters = {adapter.entry.id: adapter.base.entry.id for adapter in adapters}
+    bases = {presented.entry.id: presented for presented in present(multiplexer)}
     return [
         backend.over(bases[backend.base.entry.id]) if isinstance(backend, AdapterBackend) else bases[backend.entry.id]
         for backend in backends

@@ -68,6 +68,8 @@ class Multiplexer:
         self.members = {
             backend.entry.id: Member(backend, max_waiting=settings.max_waiting, news=self._news.tell) for backend in backends
         }
+        self.adapters: dict[str, str] = {}
+        """Names of adapters, by the model that they go with: an order about one is about the other."""
         self._turns = Turns(self.members, self.accelerator, self.costs, settings, policy)
         self._switch = Switch(
             self.accelerator,
@@ -153,6 +155,7 @@ class Multiplexer:
         self._news.tell()
 
     def _known(self, model: str) -> str:
+        model = self.adapters.get(model, model)
         if model not in self.members:
             raise NotFound(
                 f"the multiplexer has no model {model[:200]!r}; it has {', '.join(self.members)}",

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from node.http import free_pair
+from node.models import demo_model_path
 from tests.fleet import until
 
 pytestmark = pytest.mark.system
@@ -227,3 +228,37 @@ async def test_a_node_takes_over_what_the_last_one_left_awake(fleet, tmp_path) -
         finally:
             await http.post(f"{node.url}/models/unload", json={"model": "b"}, timeout=30)
     assert (tmp_path / "b.log").read_text().split() == ["woken", "woken", "slept"]
+
+
+async def test_a_model_that_slept_lightly_says_the_same_from_the_same_process(fleet, tmp_path) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text(f"""
+cache_mib = 64
+[multiplexer]
+[[backend]]
+path = "{demo_model_path()}"
+models = ["demo"]
+sleep_level = 1
+[[backend]]
+type = "mock"
+models = ["other"]
+""")
+    node = await fleet.node("--config-file", str(config), "--no-mdns")
+    async with httpx2.AsyncClient(trust_env=False, timeout=60) as http:
+
+        async def said() -> str:
+            port = int(node.url.rpartition(":")[2]) - 1
+            body = {"model": "demo", "prompt": "The capital of France", "max_tokens": 12, "temperature": 0}
+            reply = await http.post(f"http://127.0.0.1:{port}/v1/completions", json=body)
+            assert reply.status_code == 200, reply.text
+            return reply.json()["choices"][0]["text"]
+
+        before, worker = await said(), node.worker().pid
+        await http.post(f"{node.url}/models/load", json={"model": "other"})
+        status = await _status(http, node)
+        assert (status["awake"], status["models"]["demo"]["state"]) == (["other"], "asleep")
+        assert status["models"]["demo"]["memory"] > 0
+        assert "MiB of keys and values given back" in status["models"]["demo"]["note"]
+        assert await said() == before
+        assert node.worker().pid == worker
+        assert (await _status(http, node))["awake"] == ["demo"]

@@ -177,3 +177,4 @@ async def test_an_adapter_takes_its_turn_with_its_base(tmp_path) -> None:
     assert ours.base is base
     assert list(base.multiplexer.members) == ["base"]
     assert (ours.entry.id, ours.entry.state) == ("ours", "asleep")
+    assert base.multiplexer.adapters == {"ours": "base"}

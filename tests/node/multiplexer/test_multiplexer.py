@@ -238,6 +238,15 @@ async def test_an_operator_switches_puts_to_sleep_and_pins(autojump_clock, stage
     assert isinstance(scene.results["b-0"], list)
 
 
+async def test_an_order_about_an_adapter_is_about_the_model_that_it_goes_with(autojump_clock, stage) -> None:
+    scene = await stage()
+    scene.multiplexer.adapters = {"tuned": "b"}
+    await scene.multiplexer.switch("tuned")
+    assert scene.multiplexer.active.model == "b"
+    await scene.multiplexer.sleep("tuned")
+    assert scene.multiplexer.active is None
+
+
 async def test_an_order_that_cannot_be_carried_out_says_why(autojump_clock, stage) -> None:
     scene = await stage()
     scene.models["b"].wake_error = "no room"
