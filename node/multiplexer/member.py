@@ -70,6 +70,8 @@ class Member:
         self.tenure: Tenure | None = None
         """While it is awake."""
         self.last_error: str | None = None
+        self.measured = 0
+        """Bytes that the accelerator had less of when it last woke alone; 0 before that, and where nothing tells."""
         self._news = news
         self._running: set[trio.CancelScope] = set()
         self._failures = 0
@@ -77,8 +79,8 @@ class Member:
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes while it is awake, as stated or measured; 0 = nobody knows yet."""
-        return self.backend.memory
+        """Bytes that it takes while it is awake, as its backend says or as `measured`; 0 = nobody knows yet."""
+        return self.backend.memory or self.measured
 
     @property
     def idle_for(self) -> float:

@@ -45,5 +45,10 @@ async def budget(text: str, device: str = "auto") -> int | None:
         return None
     if text != FREE:
         return parse_size(text)
-    free = None if device == "cpu" else await free_memory(device)
+    free = await free_on(device)
     return int(psutil.virtual_memory().available) if free is None else free
+
+
+async def free_on(device: str) -> int | None:
+    """Bytes that the accelerator has left; None where none tells, as on the processor."""
+    return None if device == "cpu" else await free_memory(device)

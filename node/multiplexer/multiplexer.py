@@ -21,7 +21,7 @@ from mesh.errors import MeshError, NotFound, TimedOut
 from node.multiplexer.accelerator import Accelerator
 from node.multiplexer.costs import SwitchCosts
 from node.multiplexer.member import Member
-from node.multiplexer.memory import budget
+from node.multiplexer.memory import budget, free_on
 from node.multiplexer.meter import Meter
 from node.multiplexer.news import News
 from node.multiplexer.orders import Order, Orders
@@ -78,6 +78,7 @@ class Multiplexer:
             meter=self.meter,
             news=self._news,
             changed=lambda: self.changed(),
+            free=partial(free_on, device),
         )
         self._orders = Orders(self._news.tell)
         self._sick: dict[Member, Tenure] = {}

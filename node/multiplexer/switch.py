@@ -5,7 +5,8 @@
    to sleep, then wakes the other one. It is given up while draining when nobody waits for it any more.
 3. A wake that failed sends away who waited and bars the model for a while; what made room for it is woken again.
 4. Who could not be put to sleep may still fill the accelerator: it stays awake and says why, and the other one is not woken.
-5. At the start, whoever is found awake stays, first of the configuration first, as far as there is room; the others are put to
+5. Where memory counts and a model's is unknown, it wakes alone: what the accelerator has less afterwards is what it takes.
+6. At the start, whoever is found awake stays, first of the configuration first, as far as there is room; the others are put to
    sleep in that order. One that cannot be put to sleep stays in any case, and others make room for it, last first.
 """
 
@@ -19,7 +20,7 @@ import trio
 from mesh.errors import MeshError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from node.multiplexer.accelerator import Accelerator
     from node.multiplexer.costs import SwitchCosts
@@ -43,7 +44,9 @@ class Switch:
         meter: Meter,
         news: News,
         changed: Callable[[], None],
+        free: Callable[[], Awaitable[int | None]],
     ) -> None:
+        """`free` measures what the accelerator has left, in bytes; None where nothing tells."""
         self.under_way: tuple[str | None, str | None] | None = None
         """From and to, while a switch is made."""
         self._accelerator = accelerator
@@ -52,6 +55,7 @@ class Switch:
         self._meter = meter
         self._news = news
         self._changed = changed
+        self._free = free
 
     async def to(self, target: Member, makes_room: Sequence[Member], *, ordered: bool = False) -> None:
         """Wake `target`. When that fails, it is barred, and those who made room are awake again, if they can be."""
@@ -164,6 +168,7 @@ class Switch:
 
     async def _wake_or_bar(self, member: Member) -> bool:
         """Wake a model; one that cannot be is barred, and what it left is cleared away."""
+        before = await self._free() if self._has_to_measure(member) else None
         try:
             await self._hook(member, "wake")
         except MeshError as error:
@@ -171,10 +176,15 @@ class Switch:
             member.failed(error.message)
             await self._clear(member)
             return False
+        if before is not None and (after := await self._free()) is not None:
+            member.measured = max(0, before - after)
         self._accelerator.enter(member)
         member.woke()
         self._changed()
         return True
+
+    def _has_to_measure(self, member: Member) -> bool:
+        return self._accelerator.budget is not None and not self._accelerator.awake and not member.memory
 
     async def _sleep(self, member: Member) -> None:
         try:

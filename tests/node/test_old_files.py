@@ -11,6 +11,7 @@ from node.backends.plan import plan
 from node.config import NodeConfig
 from node.multiplexer.arguments import with_multiplexer_file
 
+VLLM = "python3 -m vllm.entrypoints.openai.api_server --model /models/llama-2-70b"
 FILES = Path(__file__).parent / "old_files"
 
 
@@ -70,8 +71,7 @@ async def test_multiplexer_files(name: str, port: int, models: dict[str, int], p
     [
         (
             "vllm.toml",
-            "python3 -m vllm.entrypoints.openai.api_server --model /models/llama-2-70b"
-            + " --port 8100 --host 127.0.0.1 --tensor-parallel-size 2 --gpu-memory-utilization 0.9",
+            f"{VLLM} --port 8100 --host 127.0.0.1 --tensor-parallel-size 2 --gpu-memory-utilization 0.9",
             {"CUDA_VISIBLE_DEVICES": "0,1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
         ),
         ("llama.toml", "llama-server --model /models/llama-2-7b.gguf --port 8102 --n-gpu-layers 35", {}),

@@ -48,6 +48,24 @@ async def test_a_model_of_unknown_memory_is_awake_alone_until_it_is_measured(aut
     assert awake(scene) == ["b", "a"]
 
 
+async def test_what_a_wake_takes_is_measured_where_the_accelerator_tells(autojump_clock, stage, monkeypatch) -> None:
+    scene = await stage(models="abc", memory={"c": 50_000}, memory_budget="100KB")
+    await ask(scene, "a", "b")
+    assert {name: member.memory for name, member in scene.multiplexer.members.items()} == {"a": 0, "b": 0, "c": 50_000}
+
+    taken = {"a": 30_000, "b": 60_000, "c": 50_000}
+
+    async def free(device):
+        return 100_000 - sum(taken[name] for name, model in scene.models.items() if model.awake)
+
+    monkeypatch.setattr(memory, "free_memory", free)
+    await ask(scene, "a", "b", "a")
+    assert {name: member.memory for name, member in scene.multiplexer.members.items()} == taken
+    assert awake(scene) == ["b", "a"]
+    await ask(scene, "c")
+    assert awake(scene) == ["a", "c"]
+
+
 async def test_others_go_on_while_a_switch_is_made_and_the_policy_decides_who_makes_room(autojump_clock, stage) -> None:
     scene = await stage(
         policy="cost_aware", models="abc", memory={"a": 60_000, "b": 40_000, "c": 40_000}, memory_budget="100KB", max_wait_secs=30
