@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -78,6 +78,7 @@ def build(config: NodeConfig, *, on_loading: OnLoading | None = None) -> Sequenc
         raise Misconfigured(
             f"--model is for the built-in engine; the type {units[0].settings.kind} takes no such models; leave it out"
         )
+    _check_hooks_ports(units)
     first = next((unit for unit in units if unit.settings.kind == "torch"), None)
     built = [Built(unit, _made(config, unit, on_loading, is_first=unit is first)) for unit in units]
     _check_once(built)
@@ -198,7 +199,6 @@ def _hooked(unit: Unit) -> Backend:
         if not getattr(settings, key):
             raise Misconfigured(f"{settings.where(key)}: the type hooks needs {key}")
     url = _url(settings, settings.url)
-    _check_other_port(unit, url)
     hooks = HookSettings(
         model=settings.models[0],
         wake=settings.wake,
@@ -216,14 +216,18 @@ def _hooked(unit: Unit) -> Backend:
     return HookedModel(hooks, OpenAIServer(url, _client(settings, url), settings.tasks))
 
 
-def _check_other_port(unit: Unit, url: str) -> None:
-    """The node answers at P itself: a model that is asked there would be asked by itself."""
-    parts = urlsplit(url)
-    if parts.hostname in ("127.0.0.1", "localhost", unit.host) and unit.port and parts.port in (unit.port, unit.port + 1):
-        raise Misconfigured(
-            f"{unit.settings.where('url')}: port {parts.port} is the node's own for this backend; url is where the model's server"
-            " answers, port where the node does"
-        )
+def _check_hooks_ports(units: Sequence[Unit]) -> None:
+    """The node answers at P and P+1 of its backends itself: a model's server cannot."""
+    owners = {number: unit for unit in units if unit.port for number in (unit.port, unit.port + 1)}
+    for unit in units:
+        if unit.settings.kind != "hooks":
+            continue
+        parts = urlsplit(_url(unit.settings, "http://localhost"))
+        if parts.hostname in ("127.0.0.1", "localhost", unit.host) and (owner := owners.get(parts.port or 80)):
+            raise Misconfigured(
+                f"{unit.settings.where('url')}: port {parts.port} is P or P+1 of [[backend]] {owner.id} on this node; url is"
+                " where the model's own server answers, port where the node does"
+            )
 
 
 def _require_models(settings: BackendSettings) -> None:
@@ -234,9 +238,24 @@ def _require_models(settings: BackendSettings) -> None:
 def _url(settings: BackendSettings, default: str) -> str:
     url = settings.url or default
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+    if (
+        not _has_port(parts)
+        or parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username
+        or parts.query
+        or parts.fragment
+    ):
         raise Misconfigured(f"{settings.where('url')}: {url!r} is not a server's address; it looks like http://127.0.0.1:11434")
     return url
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether its port, if it names one, can be one."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _mocks(settings: BackendSettings) -> Sequence[Backend]:

@@ -124,7 +124,9 @@ async def test_models_with_hooks_take_turns_among_themselves_where_nobody_asked_
             "backend.models: the type hooks is about one model",
         ),
         (("wake_timeout_secs = 30", "wake_timeout_secs = 0"), "backend.wake_timeout_secs: 0 is not valid; give a number over 0"),
-        (("8001/v1", "8100/v1"), "port 8100 is the node's own for this backend"),
+        (("8001/v1", "8100/v1"), "backend.url: port 8100 is P or P+1 of [[backend]] hooks on this node"),
+        (("8001/v1", "8103/v1"), "backend.url: port 8103 is P or P+1 of [[backend]] mock on this node"),
+        (("8001/v1", "80011/v1"), "'http://127.0.0.1:80011/v1' is not a server's address"),
         (('type = "mock"', 'type = "mock"\nwake = "./wake.sh"'), "backend.wake: the type mock has no use for wake"),
         (
             ("min_quantum_ms = 100", 'memory_budget = "lots"'),
