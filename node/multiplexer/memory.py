@@ -39,14 +39,17 @@ def check_budget(text: str) -> None:
             raise ValueError(f"{error}, or give {ONE} or {FREE}") from None
 
 
-async def budget(text: str, device: str = "auto") -> int | None:
-    """Bytes; None = one model at a time. `free` is what the accelerator has left now, else this machine; takes some seconds."""
+async def budget(text: str, device: str = "auto", *, taken: int = 0) -> int | None:
+    """Bytes; None = one model at a time. Takes some seconds.
+
+    `free` is what the accelerator has left now, else this machine, with what our own models have `taken` of it already.
+    """
     if text == ONE:
         return None
     if text != FREE:
         return parse_size(text)
     free = await free_on(device)
-    return int(psutil.virtual_memory().available) if free is None else free
+    return taken + (int(psutil.virtual_memory().available) if free is None else free)
 
 
 async def free_on(device: str) -> int | None:

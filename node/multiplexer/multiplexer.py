@@ -186,8 +186,10 @@ class Multiplexer:
                 await nursery.start(member.backend.run)
             nursery.start_soon(self._watch)
             task_status.started()
-            self.accelerator.budget = await budget(self.settings.memory_budget, self._device)
-            await self._switch.adopt(await self._found_awake())
+            found = await self._found_awake()
+            taken = sum(member.memory for member in found)
+            self.accelerator.budget = await budget(self.settings.memory_budget, self._device, taken=taken)
+            await self._switch.adopt(found)
             await self._switch_on()
 
     async def _found_awake(self) -> list[Member]:

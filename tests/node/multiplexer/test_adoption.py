@@ -3,6 +3,8 @@
 import pytest
 import trio
 
+from node.multiplexer import memory
+
 
 async def test_a_model_that_was_left_awake_is_taken_over_and_no_other_is_woken_beside_it(autojump_clock, stage) -> None:
     scene = await stage(awake=["b"])
@@ -33,6 +35,19 @@ async def test_those_who_fit_together_all_stay(autojump_clock, stage) -> None:
     other = await stage(models="abc", awake="abc", memory={"a": 60_000, "b": 60_000, "c": 40_000}, memory_budget="100KB")
     await trio.sleep(8)
     assert other.log == ["sleep b", "wake a", "wake c"]
+
+
+async def test_what_they_have_taken_already_counts_as_free(autojump_clock, stage, monkeypatch) -> None:
+    async def free(device):
+        return 30_000
+
+    monkeypatch.setattr(memory, "free_memory", free)
+    scene = await stage(models="ab", awake="a", memory={"a": 60_000, "b": 30_000}, memory_budget="free")
+    await trio.sleep(3)
+    assert scene.multiplexer.accelerator.budget == 90_000
+    scene.ask("b")
+    await trio.sleep(5)
+    assert [member.model for member in scene.multiplexer.accelerator.awake] == ["a", "b"]
 
 
 async def test_one_that_cannot_be_put_to_sleep_stays_instead_of_the_first_and_says_why(autojump_clock, stage) -> None:
