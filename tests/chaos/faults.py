@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 HOUR = 3600
 READER_PAUSE = 3.0
-FLOOD_TOKENS = 40_000
-"""About 9 MB of events: more than all buffers on the way hold, with those of the kernel, which grow to 4 MiB each."""
+FLOOD_TOKENS = 30_000
+"""About 7 MB of events: more than a client, the kernel (up to 4 MiB) and the credit of a request hold, so its node must wait."""
 CLOCK_SOURCE = Path(__file__).parents[1] / "system" / "shifted_clock.c"
 
 
