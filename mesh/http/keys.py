@@ -39,6 +39,7 @@ class Caller(msgspec.Struct, frozen=True):
 
     name: str
     hash: str
+    """SHA-256 in hexadecimal, with or without `sha256:` before it."""
     scopes: tuple[Scope, ...] = ("infer",)
 
 
@@ -57,17 +58,13 @@ class Keys:
     def read(cls, path: Path) -> Keys:
         """The keys in a TOML file of `[[key]]` tables with `name`, `hash` and `scopes`. Raises Misconfigured."""
         try:
-            found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File).key
-        except OSError as error:
-            raise Misconfigured(f"cannot read the keys in {path}: {error.strerror}; check --api-keys") from error
-        except (ValueError, msgspec.ValidationError, RecursionError) as error:
-            raise Misconfigured(f"{path} is not a file of keys: {error}; each [[key]] has name, hash and scopes") from error
-        if not found or len(found) > MAX_KEYS:
-            raise Misconfigured(f"{path} has {len(found)} keys; it must have 1 to {MAX_KEYS}, each a [[key]]")
-        callers: dict[str, Caller] = {}
-        for caller in found:
-            _add(callers, caller, path)
-        return cls(callers)
+            found = callers_in(path.read_text(encoding="utf-8"), path)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise Misconfigured(f"cannot read the keys in {path}: {reason}; check --api-keys") from error
+        if not found:
+            raise Misconfigured(f"{path} has 0 keys; it must have 1 to {MAX_KEYS}, each a [[key]]: mesh keys add NAME makes one")
+        return cls(found)
 
     def caller(self, request: Request) -> Caller:
         """Who asks. Raises Denied."""
@@ -88,10 +85,26 @@ class Keys:
         return caller
 
 
+def callers_in(text: str, path: Path) -> dict[str, Caller]:
+    """The keys that a file holds, by hash in lower-case hexadecimal, in its order. Raises Misconfigured, which names `path`."""
+    try:
+        found = msgspec.convert(tomllib.loads(text), _File).key
+    except (ValueError, msgspec.ValidationError, RecursionError) as error:
+        raise Misconfigured(f"{path} is not a file of keys: {error}; each [[key]] has name, hash and scopes") from error
+    if len(found) > MAX_KEYS:
+        raise Misconfigured(f"{path} has {len(found)} keys; it must have 1 to {MAX_KEYS}, each a [[key]]")
+    callers: dict[str, Caller] = {}
+    for caller in found:
+        _add(callers, caller, path)
+    return callers
+
+
 def _add(callers: dict[str, Caller], caller: Caller, path: Path) -> None:
     found = _HASH.fullmatch(caller.hash.lower())
     if found is None:
-        raise Misconfigured(f"{path}: the hash of {caller.name!r} is not a SHA-256; make it with: printf %s KEY | sha256sum")
+        raise Misconfigured(
+            f"{path}: the hash of {caller.name!r} is not a SHA-256; make it with `mesh keys add`, or: printf %s KEY | sha256sum"
+        )
     if not caller.name.isprintable() or not 0 < len(caller.name) <= MAX_NAME:
         raise Misconfigured(f"{path}: {caller.name[:MAX_NAME]!r} is not a name; give 1 to {MAX_NAME} printable characters")
     if any(caller.name == other.name for other in callers.values()):
