@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import argparse
 
 VARIABLE = "INFERMESH_API_KEYS"
-RESTART = "Programs read the file when they start: restart those that use it."
+SOON = "Programs that run with this file know it within seconds."
 
 
 def add_kinds(kinds: argparse._SubParsersAction[Any]) -> None:
@@ -54,7 +54,7 @@ def _file(arguments: argparse.Namespace) -> KeyFile:
 def _add(arguments: argparse.Namespace) -> int:
     scopes = list(dict.fromkeys(arguments.scope or ["infer"]))
     print(_file(arguments).add(arguments.name, scopes))
-    said = f"note the key of {arguments.name!r}, good for {' and '.join(scopes)}: it is told only now. {RESTART}"
+    said = f"note the key of {arguments.name!r}, good for {' and '.join(scopes)}: it is told only now. {SOON}"
     print(said, file=sys.stderr)
     return 0
 
@@ -71,6 +71,6 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _revoke(arguments: argparse.Namespace) -> int:
     left = _file(arguments).revoke(arguments.name)
-    said = f"{left} left" if left else "none is left, and nothing starts with such a file: add one"
-    print(f"{arguments.name!r} is revoked, {said}. {RESTART}", file=sys.stderr)
+    said = f"{left} left" if left else "none is left, so nobody gets in, and nothing starts with such a file: add one"
+    print(f"{arguments.name!r} is revoked, {said}. {SOON}", file=sys.stderr)
     return 0
