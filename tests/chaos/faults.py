@@ -22,7 +22,8 @@ import httpx2
 import psutil
 import trio
 
-from tests.chaos.stage import DEMO, FLOOD, MOCK, Seat, Stage
+from tests.chaos.reference import DEMO
+from tests.chaos.stage import FLOOD, MOCK, Seat, Stage
 from tests.chaos.traffic import Answer, ask
 
 if TYPE_CHECKING:
