@@ -20,6 +20,7 @@ from bootstrap import report
 from bootstrap.chat import STOPPED, chat
 from bootstrap.doctor import DoctorSettings, Finding, examine
 from bootstrap.engine_bench import BenchSettings, bench_engine
+from bootstrap.keys_verb import add_kinds
 from bootstrap.network_key import chosen_state_dir, invite, rotate
 from bootstrap.remote import DEFAULT_GATEWAY, Gateway, gateway_url
 from bootstrap.tables import show
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_route(verbs)
     _add_doctor(verbs)
     _add_network_key(verbs)
+    _add_keys(verbs)
     _add_bench(verbs)
     return parser
 
@@ -159,6 +161,11 @@ def _add_network_key(verbs: _Verbs) -> None:
     verb = _add(verbs, "rotate-key", "replace the key of the private mesh; members are told, the old one stays valid for 24 h")
     _add_state_dir(verb)
     verb.set_defaults(act=_rotate)
+
+
+def _add_keys(verbs: _Verbs) -> None:
+    verb = _add(verbs, "keys", "make, list and revoke the API keys in a file for --api-keys")
+    add_kinds(verb.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=_Parser))
 
 
 def _add_bench(verbs: _Verbs) -> None:

@@ -18,6 +18,7 @@ from gateway.registry_view.view import View
 from gateway.routing.demand import asked_demand
 from gateway.routing.policies import DEFAULT_POLICY
 from gateway.routing.router import Router as NodeRouter
+from gateway.socket_requests import Asker
 from gateway.streams.pick_up import Streams
 from gateway.streams.routes import StreamRoutes
 from gateway.topics import Topics
@@ -112,10 +113,10 @@ class Gateway:
         if len(client_id) > MAX_CLIENT_ID:
             raise BadRequest(f"a client id has at most {MAX_CLIENT_ID} characters", code="invalid_client_id")
 
+        asker = Asker(tenant=request.tenant, client=request.client)
+
         async def handle(socket: WebSocket) -> None:
-            session = Session(
-                socket, client_id, service=self.service, topics=self.topics, streams=self.streams, tenant=request.tenant
-            )
+            session = Session(socket, client_id, service=self.service, topics=self.topics, streams=self.streams, asker=asker)
             await session.run()
 
         return WebSocketResponse(handle)

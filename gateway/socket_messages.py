@@ -1,18 +1,18 @@
-"""What clients say on the WebSocket, and its translation into requests. Structs and pure functions, no I/O."""
+"""What clients say on the WebSocket. Structs and pure functions, no I/O.
+
+What HTTP clients wish in headers stands in `options`; a wish that is not understood is an error, as it is there.
+"""
 
 from __future__ import annotations
 
-import secrets
-import time
-import uuid
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from mesh.errors import BadRequest
-from mesh.messages.inference import InferenceRequest, Reader
-
-_T = TypeVar("_T")
+from mesh.openai.embeddings import Encoding
+from mesh.openai.translate import MAX_AFFINITY
+from mesh.openai.wishes import MAX_DEADLINE, MAX_PRIORITY
 
 MAX_TOPICS = 32
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -20,8 +20,7 @@ INT32_MAX = 2**31 - 1
 Count = Annotated[int, msgspec.Meta(ge=1, le=INT32_MAX)]
 
 TEXT_GENERATION = "text-generation"
-CHAT_TOKENS = 512
-COMPLETION_TOKENS = 16
+TEXT_EMBEDDING = "text-embedding"
 
 
 class Subscribe(msgspec.Struct, tag_field="type", tag="subscribe"):
@@ -38,7 +37,10 @@ class ChatMessage(msgspec.Struct):
 
 
 class Parameters(msgspec.Struct):
-    """Sampling. `max_length` counts prompt and new tokens, `max_new_tokens` and `max_tokens` only new ones."""
+    """Sampling. `max_length` counts prompt and new tokens, `max_new_tokens` and `max_tokens` only new ones.
+
+    The last two are for embeddings.
+    """
 
     max_length: Count | None = None
     max_new_tokens: Count | None = None
@@ -52,15 +54,34 @@ class Parameters(msgspec.Struct):
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=4)] | None = None
+    dimensions: int | None = None
+    encoding_format: Encoding | None = None
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True):
+    """What HTTP clients say in headers of ours, and in the fields of a body that name a conversation or user."""
+
+    priority: Annotated[int, msgspec.Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEADLINE)] | None = None
+    hedge: bool | None = None
+    resume: bool = True
+    prompt_cache_key: str | None = None
+    user: str | None = None
+
+    @property
+    def affinity(self) -> str:
+        """What the requests of one conversation share."""
+        return (self.prompt_cache_key or self.user or "")[:MAX_AFFINITY]
 
 
 class Inference(msgspec.Struct, tag_field="type", tag="inference"):
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     request_id: Id | None = None
     task: str = TEXT_GENERATION
-    inputs: str | None = None
+    inputs: str | list[str | int | list[int]] | None = None
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)] | None = None
     parameters: Parameters = msgspec.field(default_factory=Parameters)
+    options: Options = msgspec.field(default_factory=Options)
     stream: bool = False
 
 
@@ -120,48 +141,5 @@ def _explain(text: str | bytes, error: Exception) -> str:
         return "not a JSON object: every message is one, with a field `type`"
     if envelope.type not in TYPES:
         return f"unknown message type {str(envelope.type)[:64]!r}; the types are {', '.join(TYPES)}"
-    return f"{envelope.type}: {error}"
-
-
-def request_of(message: Inference, *, tenant: str, name: str = "") -> InferenceRequest:
-    """The request that an `inference` message asks for; `name` is what the client calls it. Raises BadRequest."""
-    if message.task != TEXT_GENERATION:
-        raise BadRequest(
-            f"the task {message.task[:64]!r} is not served here; use {TEXT_GENERATION!r}", code="unsupported_task", param="task"
-        )
-    if (message.inputs is None) == (message.messages is None):
-        raise BadRequest("give either `inputs` (a prompt) or `messages` (a chat)", code="invalid_inputs", param="inputs")
-    chat = message.messages is not None
-    parameters = message.parameters
-    return InferenceRequest(
-        request_id=str(uuid.uuid4()),
-        model=message.model,
-        task="chat" if chat else "completion",
-        reader=Reader(model=message.model, name=name),
-        messages=[msgspec.to_builtins(one) for one in message.messages] if message.messages else None,
-        prompt=message.inputs,
-        max_tokens=_new_tokens(parameters, CHAT_TOKENS if chat else COMPLETION_TOKENS),
-        max_length=parameters.max_length,
-        temperature=_or(parameters.temperature, 0.7 if chat else 1.0),
-        top_p=_or(parameters.top_p, 0.9 if chat else 1.0),
-        top_k=_or(parameters.top_k, 50 if chat else 0),
-        min_p=_or(parameters.min_p, 0.0),
-        repetition_penalty=_or(parameters.repetition_penalty, 1.0),
-        presence_penalty=_or(parameters.presence_penalty, 0.0),
-        frequency_penalty=_or(parameters.frequency_penalty, 0.0),
-        seed=_or(parameters.seed, secrets.randbits(31)),
-        stop=[parameters.stop] if isinstance(parameters.stop, str) else parameters.stop or [],
-        stream=message.stream,
-        tenant=tenant,
-        created=int(time.time()),
-    )
-
-
-def _new_tokens(parameters: Parameters, default: int) -> int:
-    """The strictest limit that was given. `max_length` bounds the new tokens too, whatever the prompt's length is."""
-    given = (parameters.max_new_tokens, parameters.max_tokens, parameters.max_length)
-    return min((limit for limit in given if limit is not None), default=default)
-
-
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
+    known = f"; the options are {', '.join(sorted(Options.__struct_fields__))}" if "unknown field" in str(error) else ""
+    return f"{envelope.type}: {error}{known}"

@@ -20,7 +20,9 @@ import msgspec
 import trio
 
 from gateway import report
+from gateway.socket_answers import Answer, TextAnswer, VectorAnswer
 from gateway.socket_messages import (
+    TEXT_EMBEDDING,
     Cancel,
     ClientMessage,
     Inference,
@@ -31,25 +33,21 @@ from gateway.socket_messages import (
     Unsubscribe,
     parse,
     request_id_in,
-    request_of,
 )
+from gateway.socket_requests import Asker, text_request, vector_request
 from gateway.streams.token import ResumeToken
-from mesh.errors import BackendFailed, Busy, Conflict, MeshError, NotFound
-from mesh.http import error_body
-from mesh.messages.inference import ANONYMOUS, Accepted, Delta, Done, Reader
-from mesh.service import Emit, paced
+from mesh.errors import Busy, Conflict, MeshError, NotFound
+from mesh.messages.inference import Reader
 
 if TYPE_CHECKING:
     from gateway.streams.pick_up import FoundStream, Streams
     from gateway.topics import Topics
     from mesh.http import WebSocket
-    from mesh.messages.inference import Event
     from mesh.service import InferenceService
 
 MAX_REQUESTS = 64
-MAX_REPLY_CHARACTERS = 1024 * 1024
-"""In one answer that is not streamed: what one message may hold."""
-Work = Callable[[Emit], Awaitable[None]]
+ANYBODY = Asker()
+Work = Callable[[], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +64,14 @@ class Session:
         topics: Topics,
         streams: Streams,
         max_requests: int = MAX_REQUESTS,
-        tenant: str = ANONYMOUS,
+        asker: Asker = ANYBODY,
     ) -> None:
         self._socket = socket
         self._client_id = client_id
         self._service = service
         self._topics = topics
         self._streams = streams
-        self._tenant = tenant
+        self._asker = asker
         self._max_requests = max_requests
         self._subscriptions: dict[str, Callable[[], None]] = {}
         self._requests: dict[str, trio.CancelScope] = {}
@@ -122,7 +120,7 @@ class Session:
         self._send("subscribed", topics=topics)
         for topic in topics:
             if topic not in self._subscriptions:
-                self._subscriptions[topic] = self._topics.subscribe(topic, self._socket.send, tenant=self._tenant)
+                self._subscriptions[topic] = self._topics.subscribe(topic, self._socket.send, tenant=self._asker.tenant)
 
     def _unsubscribe(self, topics: list[str]) -> None:
         self._topics.check(topics)
@@ -145,13 +143,30 @@ class Session:
     def _start(self, message: Inference) -> None:
         request_id = message.request_id or str(uuid.uuid4())
         self._check_room(request_id)
+        if message.task == TEXT_EMBEDDING:
+            self._start_vectors(request_id, message)
+        else:
+            self._start_text(request_id, message)
 
-        async def work(emit: Emit) -> None:
-            await self._service.infer(request_of(message, tenant=self._tenant, name=request_id), emit)
+    def _start_text(self, request_id: str, message: Inference) -> None:
+        answer = TextAnswer(self._send, request_id, message)
 
-        self._spawn(request_id, _Answer(self._send, request_id, message), work)
+        async def work() -> None:
+            request = text_request(message, self._asker, name=request_id)
+            await answer.run(self._service.infer, request, self._socket.room)
 
-    def _spawn(self, request_id: str, answer: _Answer, work: Work) -> None:
+        self._spawn(request_id, answer, work)
+
+    def _start_vectors(self, request_id: str, message: Inference) -> None:
+        answer = VectorAnswer(self._send, request_id, message)
+
+        async def work() -> None:
+            request, inputs = vector_request(message, self._asker)
+            await answer.run(self._service, request, inputs, self._socket.room)
+
+        self._spawn(request_id, answer, work)
+
+    def _spawn(self, request_id: str, answer: Answer, work: Work) -> None:
         self._requests[request_id] = trio.CancelScope()
         self._nursery.start_soon(self._infer, request_id, answer, work)
 
@@ -165,7 +180,7 @@ class Session:
         """Look for a stream, and go on with it under the name that it had."""
         try:
             with self._requests[message.resume_token]:
-                self._go_on(await self._streams.find(token, message.index, tenant=self._tenant))
+                self._go_on(await self._streams.find(token, message.index, tenant=self._asker.tenant))
         except MeshError as error:
             self._refuse(error, None)
         finally:
@@ -176,7 +191,8 @@ class Session:
         request_id = reader.name or found.request.request_id
         self._check_room(request_id)
         message = Inference(model=reader.model or found.request.model, stream=True)
-        self._spawn(request_id, _Answer(self._send, request_id, message, started=True), partial(found.infer, found.request))
+        answer = TextAnswer(self._send, request_id, message, started=True)
+        self._spawn(request_id, answer, partial(answer.run, found.infer, found.request, self._socket.room))
 
     def _check_room(self, request_id: str) -> None:
         if request_id in self._requests:
@@ -186,7 +202,7 @@ class Session:
         if len(self._requests) >= self._max_requests:
             raise Busy(f"{self._max_requests} requests are running on this socket, its limit; wait for one to end")
 
-    async def _infer(self, request_id: str, answer: _Answer, work: Work) -> None:
+    async def _infer(self, request_id: str, answer: Answer, work: Work) -> None:
         scope = self._requests[request_id]
         try:
             with scope:
@@ -196,12 +212,9 @@ class Session:
         finally:
             del self._requests[request_id]
 
-    async def _answer(self, answer: _Answer, work: Work) -> None:
+    async def _answer(self, answer: Answer, work: Work) -> None:
         try:
-            with answer.scope:
-                await work(paced(answer.emit, self._socket.room))
-            if answer.scope.cancel_called:
-                answer.fail(BackendFailed("the answer grew too long for one message; ask for a stream", code="reply_too_large"))
+            await work()
         except MeshError as error:
             answer.fail(error)
         except Exception:
@@ -215,67 +228,3 @@ class Session:
     def _send(self, kind: str, /, **fields: Any) -> None:
         message = {"type": kind, **fields, "timestamp": report.timestamp()}
         self._socket.send(msgspec.json.encode(message).decode())
-
-
-class _Answer:
-    """Turns the events of one request into messages, streamed or in one piece."""
-
-    def __init__(self, send: Callable[..., None], request_id: str, message: Inference, *, started: bool = False) -> None:
-        """`started`: the client was told before that it has begun."""
-        self._send = send
-        self._id = request_id
-        self._message = message
-        self._started = started
-        self._text: list[str] = []
-        self._characters = 0
-        self.ended = False
-        self.scope = trio.CancelScope()
-        """Cancelled when the answer grows over `MAX_REPLY_CHARACTERS`."""
-
-    def emit(self, event: Event) -> None:
-        """Send what the client should see of the event."""
-        if isinstance(event, Delta):
-            self._on_delta(event)
-        elif isinstance(event, Accepted) and self._message.stream and not self._started:
-            self._send("inference_started", **self._about(), node=event.node, resume_token=event.resume_token or None)
-        elif isinstance(event, Done):
-            self._on_done(event)
-
-    def fail(self, error: MeshError) -> None:
-        """The request ended badly."""
-        self.ended = True
-        self._send("inference_error", request_id=self._id, **error_body(error))
-
-    def _about(self) -> dict[str, str]:
-        return {"request_id": self._id, "model": self._message.model, "task": self._message.task}
-
-    def _on_delta(self, event: Delta) -> None:
-        if self._message.stream:
-            self._send("inference_chunk", request_id=self._id, chunk=event.text, index=event.offset, tokens=len(event.token_ids))
-        else:
-            self._collect(event.text)
-
-    def _collect(self, text: str) -> None:
-        self._characters += len(text)
-        if self._characters > MAX_REPLY_CHARACTERS:
-            self.scope.cancel()
-        else:
-            self._text.append(text)
-
-    def _on_done(self, event: Done) -> None:
-        if self.scope.cancel_called:
-            return
-        self.ended = True
-        usage = event.usage
-        total = usage.prompt_tokens + usage.completion_tokens
-        ending: dict[str, Any] = {
-            "finish_reason": event.finish_reason,
-            "usage": {**msgspec.to_builtins(usage), "total_tokens": total},
-            "performance": event.performance.rounded(),
-        }
-        if not event.exact:
-            ending["resume"] = "approximate"
-        if self._message.stream:
-            self._send("inference_complete", request_id=self._id, **ending)
-        else:
-            self._send("inference_result", **self._about(), result={"text": "".join(self._text), **ending})

@@ -1,6 +1,6 @@
 """Use the mesh from Python: `MeshClient`, and the older names `LibP2PInferenceNode` and `PeerCapability`."""
 
-from mesh.client.answer import Answer, AnswerStream
+from mesh.client.answer import Answer, AnswerStream, Embeddings
 from mesh.client.asking import Patience
 from mesh.client.blocking import BlockingMeshClient
 from mesh.client.client import MeshClient, MeshNode
@@ -10,6 +10,7 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "BlockingMeshClient",
+    "Embeddings",
     "LibP2PInferenceNode",
     "MeshClient",
     "MeshNode",

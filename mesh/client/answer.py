@@ -40,6 +40,15 @@ class Answer:
     attempts: int = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """One vector for each input, in their order. `node`: the peer id of who made them, of the last ones if several did."""
+
+    vectors: list[list[float]]
+    prompt_tokens: int
+    node: str
+
+
 class AnswerStream:
     """The pieces of an answer; each holds all the text that arrived since the one before."""
 

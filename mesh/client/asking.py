@@ -62,7 +62,8 @@ class Asking:
         failure: MeshError | None = None
         while len(tried) < self._patience.attempts and (link := self._next(request, tried)) is not None:
             tried.append(link.peer_id)
-            attempt = _Attempt(link, emit, self._patience, number=len(tried))
+            accepted = Accepted(node=link.peer_id, attempts=len(tried), numerics=self._numerics(link, request.model))
+            attempt = _Attempt(link, emit, self._patience, accepted)
             try:
                 await attempt.run(request)
             except MeshError as error:
@@ -121,6 +122,12 @@ class Asking:
             code="model_unavailable",
         )
 
+    def _numerics(self, link: Link | Loopback, model: str) -> str:
+        """What the node announced: those with equal ones compute alike."""
+        view = self._registry.peers.get(link.peer_id)
+        entry = entry_of(view, model) if view is not None else None
+        return entry.numerics if entry is not None else ""
+
     def _next(self, request: InferenceRequest, tried: list[PeerId] | tuple[()]) -> Link | Loopback | None:
         nodes = (view for view in self._registry.nodes(request.model) if view.peer_id not in tried)
         offers = (offer_of(view, request.model, request.task) for view in nodes)
@@ -131,11 +138,12 @@ class Asking:
 class _Attempt:
     """One node's try at a request. `Accepted` is held back until there is an answer, so that only one is seen."""
 
-    def __init__(self, link: Link | Loopback, emit: Emit, patience: Patience, *, number: int) -> None:
+    def __init__(self, link: Link | Loopback, emit: Emit, patience: Patience, accepted: Accepted) -> None:
+        """`accepted` is what we know of the node ourselves."""
         self._link = link
         self._emit = emit
         self._patience = patience
-        self._accepted = Accepted(node=link.peer_id, attempts=number)
+        self._accepted = accepted
         self._scope = trio.CancelScope()
         self._ended = False
         self.started = False
@@ -164,7 +172,9 @@ class _Attempt:
         match event:
             case Accepted():
                 accepted = self._accepted
-                self._accepted = msgspec.structs.replace(event, node=accepted.node, attempts=accepted.attempts)
+                self._accepted = msgspec.structs.replace(
+                    event, node=accepted.node, attempts=accepted.attempts, numerics=accepted.numerics
+                )
             case Delta() | Done():
                 if not self.started:
                     self.started = True

@@ -10,11 +10,11 @@ import trio
 from mesh.client.client import MeshClient
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
-    from mesh.client.answer import Answer
+    from mesh.client.answer import Answer, Embeddings
     from mesh.client.client import MeshNode
     from mesh.client.requests import Sampling
     from mesh.messages.record import ModelEntry
@@ -59,6 +59,10 @@ class BlockingMeshClient:
     def chat(self, model: str, messages: Iterable[Mapping[str, Any]], **sampling: Unpack[Sampling]) -> Answer:
         """As MeshClient's."""
         return self._call(lambda: self._client.chat(model, messages, **sampling))
+
+    def embed(self, model: str, inputs: str | Sequence[str | int | list[int]], *, dimensions: int | None = None) -> Embeddings:
+        """As MeshClient's."""
+        return self._call(lambda: self._client.embed(model, inputs, dimensions=dimensions))
 
     def stream(self, model: str, messages: Iterable[Mapping[str, Any]], **sampling: Unpack[Sampling]) -> Iterator[str]:
         """The pieces of an answer. Closing the iterator cancels the work at the node."""

@@ -15,25 +15,27 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from mesh.best_links import LINKS_PER_MODEL
-from mesh.client.answer import Answer, AnswerStream
+from mesh.client.answer import Answer, AnswerStream, Embeddings
 from mesh.client.asking import Asking, Patience
-from mesh.client.requests import Sampling, chat_request, completion_request
+from mesh.client.requests import Sampling, chat_request, completion_request, embedding_request
 from mesh.client.standing import check_addresses, open_standing
+from mesh.embedding import embed
 from mesh.network import hash_table
 from mesh.peer import Peer, PeerSettings
 from mesh.runtime import display_name
 from mesh.transport.direct import DirectTransport
 from mesh.transport.libp2p import Libp2pTransport
+from mesh.vectors import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self, Unpack
 
     from mesh.client.blocking import BlockingMeshClient
     from mesh.identity import Identity
-    from mesh.messages.inference import InferenceRequest
+    from mesh.messages.inference import Accepted, InferenceRequest
     from mesh.messages.record import ModelEntry
     from mesh.transport.base import Transport
 
@@ -158,6 +160,21 @@ class MeshClient:
     async def complete(self, model: str, prompt: str, **sampling: Unpack[Sampling]) -> Answer:
         """Let a model continue a text. Raises MeshError."""
         return await self.ask(completion_request(model, prompt, sampling))
+
+    async def embed(
+        self, model: str, inputs: str | Sequence[str | int | list[int]], *, dimensions: int | None = None
+    ) -> Embeddings:
+        """The vectors of a text, token ids, or up to 2,048 of either, however many requests that takes. Raises MeshError."""
+        assert self.peer is not None
+        assert self._asking is not None
+        request, each = embedding_request(model, inputs, dimensions)
+        vectors: list[list[float]] = []
+
+        async def take(part: list[bytes], _accepted: Accepted) -> None:
+            vectors.extend(unpack(vector) for vector in part)
+
+        embedded = await embed(self._asking, request, each, take, field="inputs")
+        return Embeddings(vectors=vectors, prompt_tokens=embedded.tokens, node=embedded.accepted.node)
 
     @asynccontextmanager
     async def stream(

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 
+from mesh.embedding import inputs_of
 from mesh.errors import BadRequest
 from mesh.http.message import Request
-from mesh.openai.parse import parse_chat, parse_completion
+from mesh.openai.embeddings import embedding_inference
+from mesh.openai.parse import parse_body, parse_chat, parse_completion
 from mesh.openai.translate import Identity, chat_inference, completion_inference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from mesh.embedding import Input
     from mesh.messages.inference import InferenceRequest
 
 
@@ -40,6 +43,14 @@ class Sampling(TypedDict, total=False):
     structured_outputs: dict[str, Any]
 
 
+class _Embed(msgspec.Struct):
+    """The arguments of `embed`."""
+
+    model: str
+    inputs: str | list[str | int | list[int]]
+    dimensions: int | None = None
+
+
 _NOT_TEXT = frozenset(("n", "tools", "tool_choice", "logprobs", "top_logprobs", "echo"))
 """An answer here is one text, and could not show what these ask for."""
 
@@ -56,6 +67,12 @@ def completion_request(model: str, prompt: str, sampling: Mapping[str, Any]) -> 
     parsed = parse_completion(_body({"model": model, "prompt": prompt, **sampling}))
     _refuse([*parsed.ignored, *(_NOT_TEXT & sampling.keys())])
     return completion_inference(parsed.body, _identity())
+
+
+def embedding_request(model: str, inputs: object, dimensions: int | None) -> tuple[InferenceRequest, list[Input]]:
+    """The request, but for its inputs, and these. Raises BadRequest, naming the field."""
+    body, _ = parse_body(_body({"model": model, "inputs": inputs, "dimensions": dimensions}), _Embed, "inputs")
+    return embedding_inference(body.model, body.dimensions), inputs_of(body.inputs, field="inputs")
 
 
 def _body(fields: dict[str, Any]) -> Request:

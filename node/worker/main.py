@@ -21,6 +21,7 @@ import msgspec
 from mesh.errors import Misconfigured
 from mesh.messages.worker import Abort, Doze, Dozed, Loading, Refusal, Step, Submit
 from node.fan_out import FanOut
+from node.worker.heap import keep_freed
 from node.worker.protocol import NodeConnection
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     os.environ["HF_HUB_OFFLINE"] = "1"  # a model is a local directory; nothing here may ask the network
+    keep_freed()
     # Imported here: it takes seconds, and the connection must live meanwhile.
     import torch
 

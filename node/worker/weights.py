@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from node.worker.heap import give_back
+
 
 class Weights:
     """Of one model; `device` is where it computes."""
@@ -38,5 +40,6 @@ class Weights:
     def collect(self) -> None:
         """Give back what nobody holds any more."""
         gc.collect()
+        give_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """`make bench`: measure on real processes, assert the targets, write tables in docs/benchmarks.md and docs/bench-PART.json.
 
-`python -m tests.bench link` measures only the parts that it names. `overload`, `disconnect` and `routing` have a short form, for
-trying out, which writes nothing: `python -m tests.bench --short overload`.
+`python -m tests.bench link` measures only the parts that it names. `overload`, `disconnect`, `routing` and `affinity` have a
+short form, for trying out, which writes nothing: `python -m tests.bench --short overload`.
 `python -m tests.bench engine-peers` compares the engine with others, which takes many minutes: see `tests.bench.engine`.
 
 Everything is on loopback, bounded in count, and each ratio compares two things measured in this run.
@@ -23,6 +23,7 @@ import trio
 from rich.progress import track
 
 from tests.bench import registry
+from tests.bench.affinity import SHORT as SHORT_AFFINITY
 from tests.bench.affinity import affinity
 from tests.bench.disconnect import disconnect
 from tests.bench.link import link
@@ -225,6 +226,7 @@ SHORT: dict[str, Callable[[Fleet, httpx2.AsyncClient], Awaitable[list[Figure]]]]
     "overload": partial(overload, seconds=10.0),
     "disconnect": partial(disconnect, rounds=40),
     "routing": partial(routing, seconds=10.0),
+    "affinity": partial(affinity, plan=SHORT_AFFINITY),
 }
 
 

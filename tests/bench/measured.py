@@ -14,6 +14,7 @@ from node.worker.cores import Cores
 from node.worker.device import default_threads
 from node.worker.engine import Engine, Limits
 from node.worker.fused.way import modules
+from node.worker.heap import keep_freed
 from node.worker.loader import Options, load
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ SLOTS = 32
 
 def open_engine(model: str, *, fused: bool = True, dtype: str = "bfloat16", **options: Any) -> Engine:
     """Without `fused`, on transformers' modules."""
-    torch.set_num_threads(default_threads())  # as the worker does
+    # As the worker does.
+    torch.set_num_threads(default_threads())
+    keep_freed()
     fastest = loader.fastest
     loader.fastest = fastest if fused else modules
     try:

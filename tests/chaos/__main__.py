@@ -5,6 +5,7 @@
     python -m tests.chaos survive [--requests N]
 
 With a folder, results are kept there, a run that was cut off goes on, and `--merge` writes what all shards found into docs/.
+`survive` with at least 2000 requests writes its figures there too.
 Kinds that need network namespaces need root.
 """
 
@@ -24,7 +25,8 @@ import trio
 from tests.chaos.faults import KINDS
 from tests.chaos.run import run_shard
 from tests.chaos.shards import Shard, figures, merged, publish
-from tests.chaos.survive import survive
+from tests.chaos.survive import REQUESTS, survive
+from tests.chaos.survive import publish as publish_survival
 from tests.figures import report
 from tests.network.namespaces import NotPermitted
 
@@ -54,7 +56,10 @@ def main() -> int:
 
 def run(options: argparse.Namespace, logs: Path) -> int:
     if options.kinds == [SURVIVE]:
-        return report(trio.run(survive, logs, options.seed, options.requests))
+        found = trio.run(survive, logs, options.seed, options.requests)
+        if options.requests >= REQUESTS:
+            publish_survival(found)
+        return report(found)
     folder = options.folder or logs / "results"
     folder.mkdir(parents=True, exist_ok=True)
     start, results, code = time.perf_counter(), [], 0
@@ -86,7 +91,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shard", type=shard_of, default=(1, 1), metavar="K/N")
     parser.add_argument("--folder", type=Path, help="where results are kept")
     parser.add_argument("--merge", action="store_true", help="of all results in the folder, into docs/")
-    parser.add_argument("--requests", type=int, default=2000, help="of survive")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of survive")
     options = parser.parse_args()
     unknown = set(options.kinds) - {*KINDS} - ({SURVIVE} if len(options.kinds) == 1 else set())
     if unknown:

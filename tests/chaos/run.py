@@ -135,9 +135,11 @@ async def judged(
     kind = KINDS[shard.kind]
     hit = [answer for answer in answers if answer.streamed and (answer.node == peer_id or not kind.local)]
     everyone = [*answers, *scene.more]
-    faults = await stage.reference.faults(everyone)
+    verdicts = await stage.reference.verdicts(everyone)
     wrong = [
-        f"{'stream' if answer.streamed else 'answer'}: {fault}" for answer, fault in zip(everyone, faults, strict=True) if fault
+        f"{'stream' if answer.streamed else 'answer'}: {verdict.fault}"
+        for answer, verdict in zip(everyone, verdicts, strict=True)
+        if verdict.wrong
     ]
     failed = sum(answer.ends != ["done"] for answer in everyone)
     return Result(
@@ -148,6 +150,7 @@ async def judged(
         tokens=sum(answer.tokens for answer in everyone),
         failed=failed,
         differing=len(wrong) - failed,
+        flipped=sum(verdict.flipped for verdict in verdicts),
         gaps=[round(answer.gap_after(moment), 4) for answer in hit],
         late=[round(late, 4) for late in lateness(kind, answers)],
         wrong=[*wrong, *scene.notes],
@@ -167,7 +170,7 @@ def told(shard: Shard) -> None:
     """One line about the last fault."""
     result = shard.results[-1]
     done, of = len(shard.numbers) - len(shard.left), len(shard.numbers)
-    state = "; ".join(result.wrong) or "right"
+    state = "; ".join(result.wrong) or ("right" if not result.flipped else f"right, but for {result.flipped} flipped")
     seen = f"{result.requests} requests, longest pause {result.gap:.3f} s, {result.seconds:.1f} s"
     print(f"{shard.kind} {done}/{of}: {seen}: {state}", flush=True)
 

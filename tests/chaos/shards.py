@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tests.chaos.faults import KINDS
+from tests.chaos.reference import DEMO
 from tests.figures import DOCS, Figure, quantile, write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+FLIPS_PER = 50_000
+"""Tokens, of which one may be flipped."""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One fault. `wrong`: what was not as it must be. Times in seconds.
 
     `gaps`: the longest pause of each stream that ran when it happened. `late`: by how much each answer in one piece that needed
-    another node came later than without.
+    another node came later than without. `differing`: answers that are not the undisturbed run's; `flipped`: those that part from
+    it within the margin in which the engine may differ from itself, which are not wrong.
     """
 
     kind: str
@@ -37,6 +43,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     late: list[float]
     wrong: list[str]
     seconds: float
+    flipped: int = 0
 
     @property
     def gap(self) -> float:
@@ -89,12 +96,25 @@ def figures(results: list[Result]) -> list[Figure]:
         "tokens": sum(one.tokens for one in results),
     }
     found += [Figure(f"all kinds: {name}", count, "") for name, count in totals.items()]
+    found += flips("all kinds", sum(one.flipped for one in results), sum(one.tokens for one in results if _engine(one)))
     return [
         *found,
         Figure("all kinds: requests that did not end exactly once, with `done`", sum(one.failed for one in results), "", 0),
         Figure("all kinds: answers that differ from the undisturbed run", sum(one.differing for one in results), "", 0),
         Figure("all kinds: faults after which something else was not as it must be", sum(map(_is_odd, results)), "", 0),
     ]
+
+
+def flips(what: str, flipped: int, tokens: int) -> list[Figure]:
+    """What is told of answers that part from the undisturbed run within the margin; `tokens`: those of the engine."""
+    if not tokens:
+        return []
+    name = f"{what}: answers that part from the undisturbed run within the margin of 1e-4, per {FLIPS_PER} tokens of the engine"
+    return [Figure(name, flipped * FLIPS_PER / tokens, "", 1)]
+
+
+def _engine(result: Result) -> bool:
+    return KINDS[result.kind].model == DEMO
 
 
 def _is_odd(result: Result) -> bool:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,22 +14,21 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import trio
 
-from tests.chaos.traffic import Answer, Truth, ask
+from tests.chaos.reference import DEMO, Reference
 from tests.fleet import Fleet, Program, until
 from tests.network.namespaces import Host, Network
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-DEMO = "infermesh-demo"
 MOCK = "mock-model"
 FLOOD = "flood-model"
 MOCK_RATE = 100
+FLOOD_RATE = 6000
 """Words per second of each request at a mock."""
 WHOLE_LIMIT = START_LIMIT = 180.0
 """Seconds; hang guards: two busy cores load torch in about ten, and four times at once in a minute."""
-_AT_ONCE = 16
 
 
 class Seat:
@@ -136,51 +134,6 @@ class Stage:
         # None: that engine has said nothing yet, so made nothing.
         return sum(one["engine"]["total_tokens_generated"] for one in metrics if one is not None)
 
-    async def running(self, model: str) -> int:
-        """Requests for a model that its nodes are at, as heartbeats say."""
-        return sum(one["running"] for _, one in await self.models(self.gateways[0]) if one["id"] == model)
-
-
-class Reference:
-    """A node that nothing happens to. Asked on its own port, so without a gateway; what was asked once is remembered."""
-
-    def __init__(self, http: httpx2.AsyncClient, url: str) -> None:
-        self._http = http
-        self._url = url
-        self._known: dict[str, Truth] = {}
-        self._places = trio.CapacityLimiter(_AT_ONCE)
-
-    async def truth(self, answer: Answer) -> Truth:
-        """The undisturbed run of the same request with the same seed. Raises RuntimeError when there is none."""
-        body = {name: value for name, value in answer.body.items() if name != "stream_options"} | {"stream": False}
-        if answer.seed is not None and (body["temperature"] or body["model"] != DEMO):
-            # The mock's words depend on the seed even when nothing is sampled.
-            body["seed"] = answer.seed
-        key = json.dumps(body, sort_keys=True)
-        async with self._places:
-            if key not in self._known:
-                right = Answer(body)
-                await ask(self._http, self._url, right)
-                if right.ends != ["done"]:
-                    raise RuntimeError(f"the undisturbed run failed: {right.ends}")
-                self._known[key] = Truth(right.text, right.tokens, right.finish[0])
-        return self._known[key]
-
-    async def faults(self, answers: Iterable[Answer]) -> list[str]:
-        """What is wrong with each answer, in their order; empty: nothing."""
-        answers = list(answers)
-        found = [""] * len(answers)
-
-        async def judge(index: int, answer: Answer) -> None:
-            # Without a head nobody knows its seed; it has failed anyway.
-            known = answer.seed is not None or answer.ends == ["done"]
-            found[index] = answer.fault(await self.truth(answer)) if known else f"ended with {answer.ends}"
-
-        async with trio.open_nursery() as nursery:
-            for index, answer in enumerate(answers):
-                nursery.start_soon(judge, index, answer)
-        return found
-
 
 @asynccontextmanager
 async def made_stage(plan: Plan, logs: Path) -> AsyncIterator[Stage]:
@@ -196,7 +149,14 @@ async def made_stage(plan: Plan, logs: Path) -> AsyncIterator[Stage]:
             home = plan.network.far(f"node-{number}") if plan.network else centre
             nodes.append(Seat(home, f"node-{number}", "node", *node_args(plan.model), *way_in, env=plan.env))
         if plan.flood:
-            flood = ("--port", "0", "--service-type", "mock", "--args", f"{FLOOD};context_length=100000")
+            flood = (
+                "--port",
+                "0",
+                "--service-type",
+                "mock",
+                "--args",
+                f"{FLOOD};tokens_per_second={FLOOD_RATE};context_length=100000",
+            )
             nodes.append(Seat(centre, "flood", "node", *flood, *way_in))
         right = Seat(outside, "reference", "node", *reference_args(plan.model))
         async with trio.open_nursery() as nursery:

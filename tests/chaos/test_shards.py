@@ -48,6 +48,16 @@ def test_figures_take_the_client_that_was_hit_worst_and_count_what_failed() -> N
     assert not any(figure.met for figure in figures(results)[-3:])
 
 
+def test_flips_are_counted_by_the_tokens_of_the_engine_and_are_not_wrong() -> None:
+    results = [result(0, tokens=10**9), result(0, kind="worker-kill", tokens=100_000, flipped=1)]
+    told = {figure.name: figure for figure in figures(results)}
+    rate = told["all kinds: answers that part from the undisturbed run within the margin of 1e-4, per 50000 tokens of the engine"]
+    assert (rate.value, rate.met) == (0.5, True)
+    assert all(figure.met for figure in figures(results)[-3:])
+    again = [*results, result(1, kind="worker-kill", tokens=1000, flipped=2)]
+    assert not next(figure for figure in figures(again) if figure.name == rate.name).met
+
+
 def test_what_is_published_has_table_and_every_fault(tmp_path: Path) -> None:
     (tmp_path / "benchmarks.md").write_text("# Benchmarks\n\n<!-- chaos -->\n\nold\n\n<!-- next -->\n\nkept\n")
     publish([result(0)], docs=tmp_path)

@@ -7,16 +7,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import httpx2
+import msgspec
 import pytest
 import trio
 
+from gateway.app import Gateway
+from gateway.dispatch import DispatchLimits
+from mesh.http import serve
 from mesh.identity import Identity
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
 from mesh.messages.link import ModelLoad
-from mesh.messages.record import Hardware, ModelEntry
+from mesh.messages.record import Capabilities, Hardware, ModelEntry
 from mesh.peer import Peer, PeerSettings
 from mesh.service import Emit
 from mesh.transport.memory import MemoryNetwork, MemoryTransport
+from tests.gateway.served import Client, Served
 
 if TYPE_CHECKING:
     from mesh.errors import MeshError
@@ -75,9 +81,7 @@ class Node:
             self.ended.set()
 
     def announce(self, state: str = "ready", *, running: int = 0, waiting: int = 0, slots: int = 4) -> None:
-        self.models = [
-            ModelEntry(id=entry.id, aliases=entry.aliases, state=state, numerics=self.numerics) for entry in self.models
-        ]
+        self.models = [msgspec.structs.replace(entry, state=state, numerics=self.numerics) for entry in self.models]
         load = ModelLoad(state=state, running=running, waiting=waiting, slots=slots, uptime=77 if state == "ready" else 0)
         self.peer.announce(self.models, {entry.id: load for entry in self.models})
 
@@ -111,10 +115,17 @@ class Mesh:
         await self.nursery.start(self.gateway.run)
 
     async def node(
-        self, *script: Step, models: tuple[str, ...] = ("m",), aliases: tuple[str, ...] = (), state="ready", measure=None
+        self,
+        *script: Step,
+        models: tuple[str, ...] = ("m",),
+        aliases: tuple[str, ...] = (),
+        tasks=(),
+        state="ready",
+        measure=None,
     ) -> Node:
         """Add a node and wait until the gateway has a link to it that says so. `measure` tells its metrics."""
-        entries = [ModelEntry(id=model, aliases=list(aliases)) for model in models]
+        able = Capabilities(tasks=list(tasks))
+        entries = [ModelEntry(id=model, aliases=list(aliases), capabilities=able) for model in models]
         holder: list[Node] = []
 
         class Service:
@@ -171,3 +182,44 @@ def failing():
 @pytest.fixture
 def words():
     return WORDS
+
+
+@pytest.fixture
+async def served(mesh, nursery):
+    gateway = Gateway(mesh.gateway.registry, strategy="round_robin", limits=DispatchLimits(queue_wait=0.2))
+    stopping = trio.Event()
+    nursery.start_soon(gateway.run)
+    holder: list[Served] = []
+
+    async def listen(*, task_status):
+        await serve(gateway.router, "127.0.0.1", 0, stopping=stopping, task_status=task_status)
+        holder[0].stopped.set()
+
+    port = await nursery.start(listen)
+    holder.append(Served(gateway, port, stopping))
+    return holder[0]
+
+
+@pytest.fixture
+async def http():
+    async with httpx2.AsyncClient(timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def opened(served):
+    """Open a socket and take its greeting."""
+
+    class Opened:
+        def __init__(self, client_id: str = "me") -> None:
+            self._context = served.socket(client_id)
+
+        async def __aenter__(self) -> Client:
+            client = Client(await self._context.__aenter__())
+            assert (await client.next())["type"] == "connection"
+            return client
+
+        async def __aexit__(self, *error) -> None:
+            await self._context.__aexit__(*error)
+
+    return Opened

@@ -10,27 +10,15 @@ import trio
 
 from mesh import upgrade
 from mesh.errors import MeshError
-from mesh.identity import Identity
 from mesh.messages.inference import Delta, Done, InferenceRequest, Performance, Usage
-from mesh.messages.link import ModelLoad
-from mesh.messages.record import ModelEntry
-from mesh.peer import Peer, PeerSettings
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
+from tests.mesh.street import Street, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mesh.link import Link
 
-LOCAL = ["/ip4/127.0.0.1/tcp/0"]
 STREAMS = 64
-
-
-async def until(condition: Callable[[], object], limit: float = 30.0) -> None:
-    with trio.fail_after(limit):
-        while not condition():  # noqa: ASYNC110 - no event tells of what several peers do
-            await trio.sleep(0.005)
 
 
 @dataclass
@@ -77,25 +65,15 @@ class Stream:
             assert ends == []
 
 
-async def peer_of(nursery: trio.Nursery, role: Any, service: Talking | None, *bootstrap: str) -> Peer:
-    identity = Identity.generate()
-    settings = PeerSettings(identity=identity, role=role, name=role, mesh="loss", bootstrap=list(bootstrap))
-    peer = Peer(settings, Libp2pTransport(identity, LOCAL), service, direct=DirectTransport(identity, LOCAL))
-    if service:
-        peer.announce([ModelEntry(id="m", state="ready")], {"m": ModelLoad("ready")})
-    await nursery.start(peer.run)
-    return peer
-
-
 @pytest.mark.parametrize("side", ["gateway", "node"])
 @pytest.mark.parametrize("lost", ["libp2p", "direct"])
 async def test_a_lost_carrier_ends_its_own_streams_once_and_no_other(lost: str, side: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(upgrade, "DELAYS", (0.5, 0.5, 0.5))
     service = Talking()
     async with trio.open_nursery() as nursery:
-        gateway = await peer_of(nursery, "gateway", None)
-        node = await peer_of(nursery, "node", service, gateway.addresses[0])
-        await until(lambda: node.peer_id in gateway.links)
+        street = Street(nursery, service)
+        gateway = await street.add("gateway")
+        node = await street.add("node", gateway)
         link = gateway.links[node.peer_id]
         ends = {"gateway": {link.carrier: link}, "node": {}}
         ends["node"][link.carrier] = node.links[gateway.peer_id]

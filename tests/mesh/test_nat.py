@@ -9,37 +9,14 @@ import pytest
 import trio
 
 from mesh import upgrade
-from mesh.identity import Identity
-from mesh.messages.inference import Delta, Done, InferenceRequest, Performance, Usage
-from mesh.messages.link import ModelLoad
-from mesh.messages.record import ModelEntry
-from mesh.peer import Peer, PeerSettings
+from mesh.messages.inference import Delta, InferenceRequest
 from mesh.reachability import reachability
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
+from tests.mesh.street import DONE, Street, ask, carriers, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-LOCAL = ["/ip4/127.0.0.1/tcp/0"]
-DONE = Done("stop", Usage(1, 2), Performance(1, 2, 3, 4, 5))
-
-
-async def until(condition: Callable[[], object], limit: float = 30.0) -> None:
-    with trio.fail_after(limit):
-        while not condition():  # noqa: ASYNC110 - no event tells of what several peers do
-            await trio.sleep(0.005)
-
-
-class Walled(Libp2pTransport):
-    """Dials nobody who stands behind a wall."""
-
-    walls: set[str]
-
-    async def _reach(self, protocol: str, address: Any, *rest: Any) -> Any:
-        if address.relay is None and address.peer_id in self.walls:
-            raise ConnectionRefusedError("there is a wall")
-        return await super()._reach(protocol, address, *rest)
+    from mesh.peer import Peer
 
 
 @dataclass
@@ -58,48 +35,10 @@ class Service:
         emit(DONE)
 
 
-@dataclass
-class Town:
-    nursery: trio.Nursery
-    service: Service = field(default_factory=Service)
-    scopes: dict[Peer, trio.CancelScope] = field(default_factory=dict)
-    walls: set[str] = field(default_factory=set)
-    events: list[str] = field(default_factory=list)
-
-    async def add(
-        self,
-        role: str,
-        *bootstrap: Peer,
-        walled: bool = False,
-        identity: Identity | None = None,
-        listen: Any = None,
-        **settings: Any,
-    ) -> Peer:
-        identity = identity or Identity.generate()
-        if walled:
-            self.walls.add(identity.peer_id)
-        known = [peer.addresses[0] for peer in bootstrap]
-        transport = Walled(identity, listen or LOCAL)
-        transport.walls = self.walls
-        configured = PeerSettings(identity=identity, role=role, name=role, mesh="nat", bootstrap=known, **settings)
-        service = self.service if role == "node" else None
-        peer = Peer(configured, transport, service, direct=DirectTransport(identity, LOCAL))
-        if role == "node":
-            peer.announce([ModelEntry(id="m", state="ready")], {"m": ModelLoad("ready")})
-        peer.registry.subscribe(lambda event: self.events.append(f"{role}: {event.kind} {event.peer.record.role}"))
-        self.scopes[peer] = trio.CancelScope()
-        await self.nursery.start(self._run, peer)
-        return peer
-
-    async def _run(self, peer: Peer, *, task_status: trio.TaskStatus[None]) -> None:
-        with self.scopes[peer]:
-            await peer.run(task_status=task_status)
-
-
 @pytest.fixture
-async def town() -> AsyncIterator[Town]:
+async def town() -> AsyncIterator[Street]:
     async with trio.open_nursery() as nursery:
-        yield Town(nursery)
+        yield Street(nursery, Service())
         nursery.cancel_scope.cancel()
 
 
@@ -109,19 +48,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "DELAYS", (0.2, 0.2, 0.2))
 
 
-def carrier(one: Peer, other: Peer) -> str | None:
-    link = one.links.get(other.peer_id)
-    return link.carrier if link else None
-
-
-async def ask(peer: Peer, node: Peer) -> list[str]:
-    events: list[Any] = []
-    await peer.links[node.peer_id].infer(InferenceRequest(request_id="r", model="m"), events.append)
-    assert events[-1] == DONE
-    return [event.text for event in events if isinstance(event, Delta)]
-
-
-async def test_a_node_behind_a_wall_is_served_over_the_bootstrap_peer(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_behind_a_wall_is_served_over_the_bootstrap_peer(town: Street, monkeypatch: pytest.MonkeyPatch) -> None:
     town.service.gate.set()
     bootstrap = await town.add("bootstrap")
     node = await town.add("node", bootstrap, walled=True)
@@ -130,17 +57,17 @@ async def test_a_node_behind_a_wall_is_served_over_the_bootstrap_peer(town: Town
     assert bootstrap.nat.relay.reservations == [node.peer_id]
     # The gateway is behind a wall as well, so there is no direct path at all.
     gateway = await town.add("gateway", bootstrap, walled=True)
-    await until(lambda: carrier(gateway, node) == carrier(node, gateway) == "relay")
+    await until(lambda: carriers(gateway, node) == ["relay"] * 2)
     link = gateway.links[node.peer_id]
     assert link.via == bootstrap.peer_id
     assert f"/p2p/{bootstrap.peer_id}/p2p-circuit" in link.remote_address
     assert await ask(gateway, node) == ["0 ", "1 ", "2 "]
     assert len(bootstrap.nat.relay.circuits) == 1
     await trio.sleep(0.5)
-    assert carrier(gateway, node) == "relay", "no upgrade is tried over it"
+    assert carriers(gateway, node)[0] == "relay", "no upgrade is tried over it"
 
 
-async def relayed(town: Town, **gateway: Any) -> tuple[Peer, Peer, Peer]:
+async def relayed(town: Street, **gateway: Any) -> tuple[Peer, Peer, Peer]:
     """Bootstrap peer, gateway and node, the latter two joined by the first."""
     bootstrap = await town.add("bootstrap")
     node = await town.add("node", bootstrap, walled=True)
@@ -150,7 +77,7 @@ async def relayed(town: Town, **gateway: Any) -> tuple[Peer, Peer, Peer]:
     return bootstrap, asker, node
 
 
-async def test_a_direct_path_takes_over_and_no_token_is_lost(town: Town) -> None:
+async def test_a_direct_path_takes_over_and_no_token_is_lost(town: Street) -> None:
     bootstrap, gateway, node = await relayed(town, walled=True)
     first, used, answers = gateway.links[node.peer_id], set(), []
     stop = trio.Event()
@@ -167,7 +94,7 @@ async def test_a_direct_path_takes_over_and_no_token_is_lost(town: Town) -> None
         town.walls.discard(gateway.peer_id)
         # As when an address changes: what a peer learns of itself starts its tries anew.
         node.nat._paths.news()
-        await until(lambda: carrier(gateway, node) == carrier(node, gateway) == "direct")
+        await until(lambda: carriers(gateway, node) == ["direct"] * 2)
         nursery.start_soon(client)
         await until(lambda: gateway.links[node.peer_id].in_flight)
         assert first.in_flight == 16
@@ -184,15 +111,15 @@ async def test_a_direct_path_takes_over_and_no_token_is_lost(town: Town) -> None
     assert node.trail.outcome("direct path", gateway.peer_id) == "found over libp2p"
 
 
-async def test_who_can_be_dialled_is_dialled_by_the_one_who_cannot(town: Town) -> None:
+async def test_who_can_be_dialled_is_dialled_by_the_one_who_cannot(town: Street) -> None:
     town.service.gate.set()
     _, gateway, node = await relayed(town)
-    await until(lambda: carrier(gateway, node) == carrier(node, gateway) == "direct")
+    await until(lambda: carriers(gateway, node) == ["direct"] * 2)
     assert node.links[gateway.peer_id].dialled
     assert await ask(gateway, node) == ["0 ", "1 ", "2 "]
 
 
-async def test_reservations_and_circuits_come_back_after_a_restart_of_the_relay(town: Town) -> None:
+async def test_reservations_and_circuits_come_back_after_a_restart_of_the_relay(town: Street) -> None:
     town.service.gate.set()
     bootstrap, gateway, node = await relayed(town, walled=True)
     listen = [bootstrap.addresses[0].rpartition("/p2p/")[0]]
@@ -202,11 +129,11 @@ async def test_reservations_and_circuits_come_back_after_a_restart_of_the_relay(
     again = await town.add("bootstrap", identity=bootstrap.identity, listen=listen)
     # The gateway is hidden too, and may have found that out already.
     await until(lambda: node.peer_id in again.nat.relay.reservations)
-    await until(lambda: carrier(gateway, node) == "relay")
+    await until(lambda: carriers(gateway, node)[0] == "relay")
     assert await ask(gateway, node) == ["0 ", "1 ", "2 "]
 
 
-async def test_what_a_peer_says_of_itself_helps_others_to_reach_it(town: Town) -> None:
+async def test_what_a_peer_says_of_itself_helps_others_to_reach_it(town: Street) -> None:
     bootstrap = await town.add("bootstrap")
     node = await town.add("node", bootstrap, walled=True)
     await until(lambda: node.nat.reservations.relays)
@@ -228,7 +155,7 @@ async def test_what_a_peer_says_of_itself_helps_others_to_reach_it(town: Town) -
     }
 
 
-async def test_a_peer_that_can_be_dialled_knows_it_and_relays_for_others(town: Town) -> None:
+async def test_a_peer_that_can_be_dialled_knows_it_and_relays_for_others(town: Street) -> None:
     bootstrap = await town.add("bootstrap", relay=False)
     helpful = await town.add("node", bootstrap)
     await until(lambda: helpful.nat.reachability.verdict == "reachable")
@@ -239,7 +166,7 @@ async def test_a_peer_that_can_be_dialled_knows_it_and_relays_for_others(town: T
     await until(lambda: hidden.nat.reservations.relays == [helpful.peer_id])
 
 
-async def test_where_nobody_relays_the_operator_is_told_what_to_do(town: Town) -> None:
+async def test_where_nobody_relays_the_operator_is_told_what_to_do(town: Street) -> None:
     bootstrap = await town.add("bootstrap", relay=False)
     node = await town.add("node", bootstrap, walled=True)
     await until(lambda: node.nat.reachability.verdict == "not reachable")

@@ -13,24 +13,12 @@ import trio
 from mesh import upgrade
 from mesh.errors import Unavailable
 from mesh.identity import Identity
-from mesh.messages.inference import Delta, Done, InferenceRequest, Performance, Usage
-from mesh.messages.link import ModelLoad, UpgradeOffer
-from mesh.messages.record import ModelEntry
-from mesh.peer import Peer, PeerSettings
-from mesh.transport.direct import DirectTransport
-from mesh.transport.libp2p import Libp2pTransport
+from mesh.messages.inference import Delta, InferenceRequest
+from mesh.messages.link import UpgradeOffer
+from tests.mesh.street import DONE, RUNNING, Street, ask, carriers, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-LOCAL = ["/ip4/127.0.0.1/tcp/0"]
-DONE = Done("stop", Usage(1, 2), Performance(1, 2, 3, 4, 5))
-
-
-async def until(condition: Callable[[], object], limit: float = 20.0) -> None:
-    with trio.fail_after(limit):
-        while not condition():  # noqa: ASYNC110 - no event tells of what several peers do
-            await trio.sleep(0.005)
 
 
 @dataclass
@@ -48,37 +36,10 @@ class Service:
         emit(DONE)
 
 
-@dataclass
-class Town:
-    nursery: trio.Nursery
-    service: Service = field(default_factory=Service)
-    scopes: dict[Peer, trio.CancelScope] = field(default_factory=dict)
-    events: list[str] = field(default_factory=list)
-
-    async def add(self, role: str, *bootstrap: Peer, direct: bool = True, identity: Identity | None = None) -> Peer:
-        identity = identity or Identity.generate()
-        addresses = [peer.addresses[0] for peer in bootstrap]
-        settings = PeerSettings(identity=identity, role=role, name=role, mesh="direct", bootstrap=addresses)
-        carrier = DirectTransport(identity, LOCAL) if direct else None
-        service = self.service if role == "node" else None
-        peer = Peer(settings, Libp2pTransport(identity, LOCAL), service, direct=carrier)
-        if role == "node":
-            peer.announce([ModelEntry(id="m", state="ready")], {"m": ModelLoad("ready", running=7)})
-        peer.registry.subscribe(lambda event: self.events.append(f"{role}: {event.kind} {event.peer.record.role}"))
-        self.scopes[peer] = trio.CancelScope()
-        await self.nursery.start(self._run, peer)
-        await until(lambda: all(peer.peer_id in other.links for other in bootstrap))
-        return peer
-
-    async def _run(self, peer: Peer, *, task_status: trio.TaskStatus[None]) -> None:
-        with self.scopes[peer]:
-            await peer.run(task_status=task_status)
-
-
 @pytest.fixture
-async def town() -> AsyncIterator[Town]:
+async def town() -> AsyncIterator[Street]:
     async with trio.open_nursery() as nursery:
-        yield Town(nursery)
+        yield Street(nursery, Service())
         nursery.cancel_scope.cancel()
 
 
@@ -87,38 +48,22 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "DELAYS", (0.2, 0.2, 0.2))
 
 
-def carriers(one: Peer, other: Peer) -> list[str | None]:
-    """What carries the link between them, as each side sees it."""
-    views = (one.links.get(other.peer_id), other.links.get(one.peer_id))
-    return [view.carrier if view else None for view in views]
-
-
-async def ask(peer: Peer, node: Peer) -> list[Any]:
-    events: list[Any] = []
-    await peer.links[node.peer_id].infer(InferenceRequest(request_id="r", model="m"), events.append)
-    return events
-
-
-def texts(events: list[Any]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Delta)]
-
-
-async def test_a_link_becomes_direct_and_the_first_one_ends(town: Town) -> None:
+async def test_a_link_becomes_direct_and_the_first_one_ends(town: Street) -> None:
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
     first = gateway.links[node.peer_id], node.links[gateway.peer_id]
     assert carriers(gateway, node) == ["libp2p", "libp2p"]
     await until(lambda: carriers(gateway, node) == ["direct", "direct"])
-    assert gateway.links[node.peer_id].load["m"].running == 7
+    assert gateway.links[node.peer_id].load["m"].running == RUNNING
     await until(lambda: all(link.closed.is_set() for link in first))
     assert any("replaced by a direct link" in link.reason for link in first)
     assert node.links[gateway.peer_id].dialled, "who dialled libp2p dials this too"
     town.service.gate.set()
-    assert texts(await ask(gateway, node)) == ["0 ", "1 ", "2 "]
+    assert await ask(gateway, node) == ["0 ", "1 ", "2 "]
     assert sorted(town.events) == ["gateway: joined node", "node: joined gateway"], "nobody saw anybody come or go"
 
 
-async def test_a_request_under_way_finishes_on_the_first_link(town: Town) -> None:
+async def test_a_request_under_way_finishes_on_the_first_link(town: Street) -> None:
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
     first, answers = gateway.links[node.peer_id], []
@@ -133,13 +78,13 @@ async def test_a_request_under_way_finishes_on_the_first_link(town: Town) -> Non
         assert not first.closed.is_set()
         assert first.in_flight == 1
         town.service.gate.set()
-        assert texts(await ask(gateway, node)) == ["0 ", "1 ", "2 "]
-    assert texts(answers[0]) == ["0 ", "1 ", "2 "]
+        assert await ask(gateway, node) == ["0 ", "1 ", "2 "]
+    assert answers[0] == ["0 ", "1 ", "2 "]
     await until(first.closed.is_set)
     assert carriers(gateway, node) == ["direct", "direct"]
 
 
-async def test_nothing_is_lost_or_doubled_under_64_streams(town: Town) -> None:
+async def test_nothing_is_lost_or_doubled_under_64_streams(town: Street) -> None:
     town.service.gate.set()
     town.service.count = 20
     gateway = await town.add("gateway")
@@ -150,7 +95,7 @@ async def test_nothing_is_lost_or_doubled_under_64_streams(town: Town) -> None:
     async def client() -> None:
         while not stop.is_set():
             used.add(gateway.links[node.peer_id].carrier)
-            assert texts(await ask(gateway, node)) == [f"{number} " for number in range(20)]
+            assert await ask(gateway, node) == [f"{number} " for number in range(20)]
 
     async with trio.open_nursery() as nursery:
         for _ in range(64):
@@ -162,7 +107,7 @@ async def test_nothing_is_lost_or_doubled_under_64_streams(town: Town) -> None:
     assert used == {"libp2p", "direct"}
 
 
-async def test_a_lost_direct_link_falls_back_to_libp2p_even_while_the_first_one_drains(town: Town) -> None:
+async def test_a_lost_direct_link_falls_back_to_libp2p_even_while_the_first_one_drains(town: Street) -> None:
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
     first, answers = gateway.links[node.peer_id], []
@@ -178,19 +123,19 @@ async def test_a_lost_direct_link_falls_back_to_libp2p_even_while_the_first_one_
         await until(lambda: node.links.get(gateway.peer_id) not in (None, lost))
         assert not first.closed.is_set()
         town.service.gate.set()
-    assert texts(answers[0]) == ["0 ", "1 ", "2 "]
+    assert answers[0] == ["0 ", "1 ", "2 "]
     await until(lambda: carriers(gateway, node) == ["direct", "direct"])
 
 
 @pytest.mark.parametrize("without", ["gateway", "node"])
-async def test_both_sides_must_want_it(town: Town, without: str) -> None:
+async def test_both_sides_must_want_it(town: Street, without: str) -> None:
     gateway = await town.add("gateway", direct=without != "gateway")
     node = await town.add("node", gateway, direct=without != "node")
     await trio.sleep(1)
     assert carriers(gateway, node) == ["libp2p", "libp2p"]
 
 
-async def test_a_peer_that_offers_nothing_is_asked_a_few_times_and_nothing_changes(town: Town, caplog: Any) -> None:
+async def test_a_peer_that_offers_nothing_is_asked_a_few_times_and_nothing_changes(town: Street, caplog: Any) -> None:
     caplog.set_level("INFO", "mesh.upgrade")
     gateway = await town.add("gateway")
     asked: list[str] = []
@@ -204,7 +149,7 @@ async def test_a_peer_that_offers_nothing_is_asked_a_few_times_and_nothing_chang
     assert "it stays on libp2p: it offered none" in caplog.text
 
 
-async def test_a_peer_that_never_answers_is_not_waited_for(town: Town, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+async def test_a_peer_that_never_answers_is_not_waited_for(town: Street, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     caplog.set_level("INFO", "mesh.upgrade")
     monkeypatch.setattr(upgrade, "OFFER_LIMIT", 0.1)
     gateway = await town.add("gateway")
@@ -214,7 +159,7 @@ async def test_a_peer_that_never_answers_is_not_waited_for(town: Town, monkeypat
     assert carriers(gateway, node) == ["libp2p", "libp2p"]
 
 
-async def test_a_drain_is_bounded(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_drain_is_bounded(town: Street, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "DRAIN_LIMIT", 0.5)
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
@@ -224,7 +169,7 @@ async def test_a_drain_is_bounded(town: Town, monkeypatch: pytest.MonkeyPatch) -
     assert carriers(gateway, node) == ["direct", "direct"]
 
 
-async def test_links_that_drain_are_among_every_link(town: Town) -> None:
+async def test_links_that_drain_are_among_every_link(town: Street) -> None:
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
     first = gateway.links[node.peer_id]
@@ -238,7 +183,7 @@ async def test_links_that_drain_are_among_every_link(town: Town) -> None:
     await until(lambda: gateway.every_link == [])
 
 
-async def test_the_memory_of_failures_is_bounded(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_memory_of_failures_is_bounded(town: Street, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "MAX_FAILURES", 2)
     upgrades = (await town.add("gateway"))._links.upgrades
     for instance in ("one", "two", "one", "three"):
@@ -248,7 +193,7 @@ async def test_the_memory_of_failures_is_bounded(town: Town, monkeypatch: pytest
     assert upgrades._failures == {"three": 1}
 
 
-async def test_a_wrong_fingerprint_leaves_the_link_on_libp2p(town: Town, caplog: Any) -> None:
+async def test_a_wrong_fingerprint_leaves_the_link_on_libp2p(town: Street, caplog: Any) -> None:
     caplog.set_level("INFO", "mesh.upgrade")
     gateway = await town.add("gateway")
     true = gateway._links.upgrades._direct.offer
@@ -257,10 +202,10 @@ async def test_a_wrong_fingerprint_leaves_the_link_on_libp2p(town: Town, caplog:
     await until(lambda: "another certificate" in caplog.text)
     town.service.gate.set()
     assert carriers(gateway, node) == ["libp2p", "libp2p"]
-    assert texts(await ask(gateway, node)) == ["0 ", "1 ", "2 "]
+    assert await ask(gateway, node) == ["0 ", "1 ", "2 "]
 
 
-async def test_a_direct_link_that_keeps_dying_is_not_opened_in_a_circle(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_direct_link_that_keeps_dying_is_not_opened_in_a_circle(town: Street, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "DELAYS", (0.1, 300.0, 300.0))
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
@@ -272,7 +217,7 @@ async def test_a_direct_link_that_keeps_dying_is_not_opened_in_a_circle(town: To
 
 
 async def test_whoever_notices_first_that_a_direct_link_is_lost_is_not_refused(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    town: Street, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upgrade, "DELAYS", (0.1, 300.0, 300.0))
     monkeypatch.setattr(upgrade, "SETTLING", 0.0)
@@ -290,7 +235,7 @@ async def test_whoever_notices_first_that_a_direct_link_is_lost_is_not_refused(
     assert carriers(gateway, node) == ["libp2p", "libp2p"]
 
 
-async def test_a_peer_that_restarts_is_upgraded_again(town: Town) -> None:
+async def test_a_peer_that_restarts_is_upgraded_again(town: Street) -> None:
     gateway = await town.add("gateway")
     identity = Identity.generate()
     node = await town.add("node", gateway, identity=identity)
@@ -301,7 +246,7 @@ async def test_a_peer_that_restarts_is_upgraded_again(town: Town) -> None:
     await until(lambda: carriers(gateway, again) == ["direct", "direct"])
 
 
-async def test_two_peers_that_dial_each_other_settle_on_one_direct_link(town: Town) -> None:
+async def test_two_peers_that_dial_each_other_settle_on_one_direct_link(town: Street) -> None:
     one = await town.add("bootstrap")
     other = await town.add("bootstrap", one)
     one._dialler.hold(one._nursery, other.peer_id, other.addresses)
@@ -310,7 +255,7 @@ async def test_two_peers_that_dial_each_other_settle_on_one_direct_link(town: To
     assert carriers(one, other) == ["direct", "direct"]
 
 
-async def test_leaving_on_a_direct_link_is_heard(town: Town) -> None:
+async def test_leaving_on_a_direct_link_is_heard(town: Street) -> None:
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
     await until(lambda: carriers(gateway, node) == ["direct", "direct"])
@@ -321,7 +266,7 @@ async def test_leaving_on_a_direct_link_is_heard(town: Town) -> None:
     assert raised.value.code == "leaving"
 
 
-async def test_a_silent_direct_link_is_noticed(town: Town) -> None:
+async def test_a_silent_direct_link_is_noticed(town: Street) -> None:
     gateway = await town.add("gateway")
     node = await town.add("node", gateway)
     await until(lambda: carriers(gateway, node) == ["direct", "direct"])

@@ -1,4 +1,5 @@
 import hashlib
+import time
 from functools import partial
 
 import httpx2
@@ -6,6 +7,7 @@ import pytest
 
 from mesh.errors import Denied, Misconfigured
 from mesh.http import Request, Response, serve
+from mesh.http import keys as keys_module
 from mesh.http.keys import Guard, KeyedRouter, Keys
 
 
@@ -134,3 +136,44 @@ def test_a_bad_file_is_refused(tmp_path, text, said):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(Misconfigured, match="No such file"):
         Keys.read(tmp_path / "none.toml")
+
+
+@pytest.fixture
+def always_looking(monkeypatch):
+    monkeypatch.setattr(keys_module, "LOOK_EVERY", 0.0)
+
+
+def test_a_changed_file_is_read_again(tmp_path, always_looking):
+    path = tmp_path / "keys.toml"
+    path.write_text(FILE)
+    keys = Keys.read(path)
+    path.write_text(FILE.partition("\n\n")[0] + "\n")
+    assert keys.caller(shown("open sesame")).name == "alice"
+    with pytest.raises(Denied):
+        keys.caller(shown("master"))
+    path.write_text("# Nobody.\n")
+    with pytest.raises(Denied):
+        keys.caller(shown("open sesame"))
+
+
+@pytest.mark.parametrize("broken", ["[[key", None], ids=["no TOML", "gone"])
+def test_a_file_that_breaks_changes_nothing_and_is_logged_once(tmp_path, always_looking, caplog, broken):
+    path = tmp_path / "keys.toml"
+    path.write_text(FILE)
+    keys = Keys.read(path)
+    if broken is None:
+        path.unlink()
+    else:
+        path.write_text(broken)
+    for _ in range(3):
+        assert keys.caller(shown("open sesame")).name == "alice"
+    (record,) = caplog.records
+    assert "the keys of before stay good" in record.getMessage()
+    assert str(path) in record.getMessage()
+
+
+def test_the_file_is_looked_at_now_and_then_only(keys, tmp_path):
+    (tmp_path / "keys.toml").unlink()
+    keys._look_at = time.monotonic() + 3600
+    keys.caller(shown("master"))
+    assert keys._stamp is not None, "nobody looked"

@@ -12,10 +12,10 @@ import openai
 import pytest
 import trio
 
+from mesh import embedding
+from mesh.embedding import MAX_INPUTS, MOST_AT_ONCE, MOST_SIZE_AT_ONCE
 from mesh.http import Router, serve
 from mesh.messages.inference import Accepted, Done, Performance, Usage
-from mesh.openai import embeddings
-from mesh.openai.embeddings import MAX_INPUTS, MOST_AT_ONCE, MOST_SIZE_AT_ONCE
 from mesh.openai.routes import OpenAIRoutes
 from mesh.vectors import pack
 
@@ -164,7 +164,7 @@ async def test_openais_own_client(client):
 
 
 async def test_more_vectors_than_an_answer_holds_are_refused(client, embedder, monkeypatch):
-    monkeypatch.setattr(embeddings, "MAX_VECTOR_BYTES", 8 * (MOST_AT_ONCE + 1))
+    monkeypatch.setattr(embedding, "MAX_VECTOR_BYTES", 8 * (MOST_AT_ONCE + 1))
     async with client() as http:
         fits = await http.post("/v1/embeddings", json={"model": "m", "input": ["x"] * (MOST_AT_ONCE + 1)})
         more = await http.post("/v1/embeddings", json={"model": "m", "input": ["x"] * (MOST_AT_ONCE + 2)})
