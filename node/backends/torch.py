@@ -64,6 +64,7 @@ class TorchSettings:
     aliases: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "auto"
     slots: int | None = None
     context: int | None = None
     cache_mib: int | None = None
@@ -82,7 +83,7 @@ class TorchSettings:
     def argv(self, socket_fd: int) -> list[str]:
         """The worker's command line."""
         argv = [*self.program, "--model", str(self.path), "--device", self.device, "--dtype", self.dtype]
-        argv += ["--socket-fd", str(socket_fd)]
+        argv += ["--weights", self.weights, "--socket-fd", str(socket_fd)]
         if self.slots is not None:
             argv += ["--slots", str(self.slots)]
         if self.context is not None:

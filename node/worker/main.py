@@ -74,6 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--socket-fd", type=int, required=True, help="the inherited end of a stream socket pair")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--weights", default="auto", help="auto (as --dtype says), or int8 for the linear layers, on a CPU")
     parser.add_argument("--slots", type=int, default=16, help="requests computed at the same time, at most")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together; default: what model and memory allow")
     parser.add_argument("--cache-mib", type=int, help="most memory for keys and values; default: half of what is free")
@@ -109,13 +110,15 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
         path=options.model,
         device=options.device,
         dtype=options.dtype,
+        weights=options.weights,
         slots=options.slots,
         context=options.context,
         cache_mib=options.cache_mib,
         adapters=dict(options.adapter),
     )
     engine, ready = open_model(chosen, connection.send)
-    _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)
+    weights = f", weights in {ready.weights}" if ready.weights else ""
+    _logger.info("%s ready on %s in %s%s", ready.architecture, ready.device_name, ready.dtype, weights)
     connection.send(ready)
     return engine
 
