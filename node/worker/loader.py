@@ -35,6 +35,7 @@ from node.worker.reading import first_line, read_model, read_tokenizer
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import ROUNDED_AGREEMENT, check_configuration, check_model, check_state, probe
 from node.worker.templates import ChatTemplate, get_template
+from node.worker.threads import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,6 +66,8 @@ class Options:
     dtype: str = "auto"
     weights: str = "auto"
     """`int8` rounds those of linear layers; `auto` computes them in `dtype`."""
+    try_threads: bool = False
+    """Find out how many threads are best on a CPU, instead of using those that torch has now; see `node.worker.threads`."""
     slots: int = 16
     context: int | None = None
     cache_mib: int | None = None
@@ -114,6 +117,7 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
         model = read_model(directory, dtype, device, report)
         selection = attach(model, adapters)
         runner, way = _runner(model, options, modules)
+    threads = _threads(runner, options)
     hidden = getattr(runner.forward, "hidden", None) if isinstance(runner, SlotRunner) else None
     if adapters:
         runner = AdaptedRunner(runner, selection)
@@ -132,7 +136,10 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
         digest = rounded_digest(digest, options.weights)
     ready = _ready(digest, model, tokenizer, ends, runner, device, parameters, way)
     ready = msgspec.structs.replace(
-        ready, weights=options.weights if rounds else "", adapters={adapter.name: adapter.digest for adapter in adapters}
+        ready,
+        weights=options.weights if rounds else "",
+        threads=threads,
+        adapters={adapter.name: adapter.digest for adapter in adapters},
     )
     return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer, hidden=hidden)
 
@@ -226,6 +233,13 @@ def _longest(model: Any, options: Options) -> int:
     if options.context and options.context > longest:
         raise Misconfigured(f"--context {options.context} is more than the {longest} positions that the model knows")
     return int(longest)
+
+
+def _threads(runner: Runner, options: Options) -> int:
+    """How many threads compute from now on; 0 on an accelerator."""
+    if runner.device.type != "cpu":
+        return 0
+    return settle(runner) if options.try_threads and isinstance(runner, SlotRunner) else torch.get_num_threads()
 
 
 def _generating(model: Any, context_length: int) -> GenerateRunner:

@@ -28,8 +28,6 @@ _MIDDLE = 128 * 257
 """What makes both bytes of every fixed-point number positive, zero being 128 in each."""
 _ROWS = 4096
 """Rows of a weight that are rounded at once: each needs its floats twice."""
-_FEW_ROWS = 16
-"""Up to so many, reading the weight costs more than multiplying: both bytes are done in one go."""
 _AGREEMENT = 1e-3
 
 
@@ -63,20 +61,12 @@ class Int8:
         largest = rows.abs().amax(-1, keepdim=True).float().clamp_min_(1e-30)
         # The half that is added makes cutting off rounding; 32 signed bits hold what 16 unsigned ones do.
         fixed = (rows * (_STEPS / largest)).add_(_MIDDLE + 0.5).to(torch.int32)
-        lower, upper = fixed.to(torch.uint8), (fixed >> 8).to(torch.uint8)
-        if len(rows) <= _FEW_ROWS:
-            below, above = self._sums(torch.cat([lower, upper])).split(len(rows))  # type: ignore[no-untyped-call]
-        else:
-            below, above = self._sums(lower), self._sums(upper)
-        made = torch.add(below, above, alpha=256).mul_(largest.mul_(1 / _STEPS))
-        return made if self._bias is None else made.add_(self._bias)
-
-    def _sums(self, halves: Tensor) -> Tensor:
-        """Rows of bytes, of which 128 is zero, times the weight."""
-        sums: Tensor = torch.ops.onednn.qlinear_pointwise(
+        halves = torch.cat([fixed.to(torch.uint8), (fixed >> 8).to(torch.uint8)])
+        sums = torch.ops.onednn.qlinear_pointwise(
             halves, 1.0, 128, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return sums
+        made = torch.add(sums[: len(rows)], sums[len(rows) :], alpha=256).mul_(largest.mul_(1 / _STEPS))
+        return made if self._bias is None else made.add_(self._bias)
 
 
 class Quantized:
