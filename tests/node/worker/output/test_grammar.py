@@ -16,6 +16,7 @@ import pytest
 from mesh.errors import BackendFailed, BadRequest
 from mesh.messages.inference import Done, Fail, Grammar, InferenceRequest
 from node.worker.output import grammar as grammar_module
+from node.worker.output import rehearsal as rehearsal_module
 from node.worker.output.formats import ModelFormat
 from node.worker.output.forms import grammar_of
 from node.worker.output.grammar import Grammars
@@ -40,7 +41,7 @@ def schema_grammar(schema: dict[str, Any]) -> Grammar:
     return Grammar("json_schema", json.dumps(schema))
 
 
-def test_what_stops_fits_its_schema_and_what_is_cut_begins_one(driver: Any, tokenizer: Any) -> None:
+def test_what_stops_fits_its_schema_and_what_is_cut_begins_one(driver: Any, tokenizer: Any, grammars: Grammars) -> None:
     source = random.Random(11)
     schemas = [random_schema(source) for _ in range(SCHEMAS)]
     numbers = {
@@ -58,15 +59,15 @@ def test_what_stops_fits_its_schema_and_what_is_cut_begins_one(driver: Any, toke
         if outcome.last.finish_reason == "stop":
             assert not faults(schema, json.loads(outcome.text)), outcome.text
         else:
-            assert continues(tokenizer, schema, outcome.text), outcome.text
+            assert continues(tokenizer, grammars, schema, outcome.text), outcome.text
     assert min(reasons["stop"], reasons["length"]) >= len(schemas) / 10
 
 
-def continues(tokenizer: Any, schema: dict[str, Any], text: str) -> bool:
+def continues(tokenizer: Any, grammars: Grammars, schema: dict[str, Any], text: str) -> bool:
     """Whether the text, spelled in other tokens, is the beginning of something that fits."""
     text_of = grammar_of(InferenceRequest(request_id="r", model="m", grammar=schema_grammar(schema)), ModelFormat())
     assert text_of is not None
-    constraint = Grammars(tokenizer, vocabulary=512, end_tokens=[tokenizer.eos_token_id]).constraint(text_of, param="p")
+    constraint = grammars.constraint(text_of, param="p")
     try:
         for token in tokenizer(text).input_ids:
             constraint.take(token)
@@ -129,3 +130,48 @@ def test_few_grammars_are_kept(grammars: Grammars) -> None:
 def test_a_model_without_an_end_token_is_told_apart(tokenizer: Any) -> None:
     with pytest.raises(BadRequest, match="end token"):
         Grammars(tokenizer, vocabulary=512, end_tokens=[]).constraint("x", param="response_format")
+
+
+def test_one_that_would_end_the_process_is_the_clients_error(driver: Any) -> None:
+    chain = Grammar("lark", chained(3000))
+    for _ in range(2):
+        outcome = driver.answer(messages=MESSAGES, grammar=chain)
+        assert isinstance(outcome.last, Fail)
+        assert (outcome.last.status, outcome.last.code, outcome.last.param) == (400, "grammar_too_complex", "response_format")
+        assert "overflows the compiler; simplify it" in outcome.last.message
+    outcome = driver.answer(messages=MESSAGES, grammar=Grammar("regex", "[x-z]{2}"), temperature=1.0, seed=1)
+    assert outcome.last.finish_reason == "stop"
+
+
+def test_what_takes_too_long_is_cut_off_and_remembered(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = Grammars(tokenizer, vocabulary=512, end_tokens=[tokenizer.eos_token_id], longest=0.05)
+    grammars.constraint(lark('start: "a"'), param="p")
+    # Some 0.2 s of work, before it is found to be too much.
+    patterns = {f"p{index}": {"allOf": [{"pattern": f".*a.b{index}.*"}, {"pattern": ".*b.*"}]} for index in range(600)}
+    heavy = lark(f"start: %json {json.dumps({'type': 'object', 'properties': patterns})}")
+    with pytest.raises(BadRequest, match=r"response_format takes more than 0\.05 s to compile; simplify it"):
+        grammars.constraint(heavy, param="response_format")
+    assert grammars.knows(heavy)
+    monkeypatch.setattr(rehearsal_module.subprocess, "Popen", None)
+    with pytest.raises(BadRequest, match=r"tools takes more than 0\.05 s"):
+        grammars.constraint(heavy, param="tools")
+
+
+def test_few_refusals_are_kept(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_module, "MOST_KEPT", 3)
+    monkeypatch.setattr(rehearsal_module.Rehearsal, "fails", lambda self, text: "is too much")
+    texts = [lark(f'start: "refused {number}"') for number in range(5)]
+    for text in texts:
+        with pytest.raises(BadRequest, match="p is too much"):
+            grammars.constraint(text, param="p")
+    assert [grammars.knows(text) for text in texts] == [False, False, True, True, True]
+
+
+def lark(text: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
+
+
+def chained(length: int) -> str:
+    """Rules that name each other in a row: as deep as it is long."""
+    rules = [f'r{index}: r{index + 1} r{index + 1} | "a"' for index in range(length)]
+    return "\n".join(["start: r0", *rules, f'r{length}: "z"'])
