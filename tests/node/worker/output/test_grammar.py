@@ -1,35 +1,31 @@
 """Outputs that must match: by a random model, which would never match by itself.
 
-More schemas than the suite takes: `TEST_SCHEMAS=1000 pytest tests/node/worker/output/test_grammar.py`.
+`python -m tests.soak grammar` does the same with a thousand schemas.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 from typing import Any
 
 import pytest
 
-from mesh.errors import BackendFailed, BadRequest
-from mesh.messages.inference import Done, Fail, Grammar, InferenceRequest
+from mesh.errors import BadRequest
+from mesh.messages.inference import Delta, Done, Fail, Grammar, Performance, Usage
 from node.worker.output import grammar as grammar_module
 from node.worker.output import rehearsal as rehearsal_module
-from node.worker.output.formats import ModelFormat
-from node.worker.output.forms import grammar_of
 from node.worker.output.grammar import Grammars
-from tests.node.worker.output.schemas import faults, random_schema
+from tests.soak.grammar import Findings, _judge, constrained
 
-SCHEMAS = int(os.environ.get("TEST_SCHEMAS", "60"))
+SCHEMAS = 60
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture(scope="module")
 def driver(make_driver: Any) -> Any:
-    return make_driver("llama", queue=max(256, SCHEMAS))
+    return make_driver("llama", queue=256)
 
 
 @pytest.fixture(scope="module")
@@ -42,38 +38,33 @@ def schema_grammar(schema: dict[str, Any]) -> Grammar:
 
 
 def test_what_stops_fits_its_schema_and_what_is_cut_begins_one(driver: Any, tokenizer: Any, grammars: Grammars) -> None:
-    source = random.Random(11)
-    schemas = [random_schema(source) for _ in range(SCHEMAS)]
-    numbers = {
-        driver.submit(
-            messages=MESSAGES, grammar=schema_grammar(schema), temperature=1.0, seed=index, max_tokens=source.choice([20, 120])
-        ): schema
-        for index, schema in enumerate(schemas)
+    found = constrained(driver.engine, tokenizer, grammars, SCHEMAS, seed=11)
+    assert found.faults == []
+    assert found.ends.total() == SCHEMAS
+    assert min(found.ends["stop"], found.ends["length"]) >= SCHEMAS / 10
+
+
+@pytest.mark.parametrize(
+    ("end", "text", "wrong"),
+    [
+        ("stop", '{"a": 5}', ""),
+        ("stop", '{"a": "5"}', "out of range"),
+        ("stop", '{"a": 5', "delimiter"),
+        ("length", '{"a": ', ""),
+        ("length", '{"b', "begins nothing"),
+    ],
+)
+def test_the_judge_sees_what_is_wrong(tokenizer: Any, grammars: Grammars, end: Any, text: str, wrong: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["a"],
+        "additionalProperties": False,
     }
-    driver.run(limit=100 * len(schemas))
-    reasons: dict[str, int] = {}
-    for number, schema in numbers.items():
-        outcome = driver.outcomes[number]
-        assert isinstance(outcome.last, Done), outcome.last
-        reasons[outcome.last.finish_reason] = reasons.get(outcome.last.finish_reason, 0) + 1
-        if outcome.last.finish_reason == "stop":
-            assert not faults(schema, json.loads(outcome.text)), outcome.text
-        else:
-            assert continues(tokenizer, grammars, schema, outcome.text), outcome.text
-    assert min(reasons["stop"], reasons["length"]) >= len(schemas) / 10
-
-
-def continues(tokenizer: Any, grammars: Grammars, schema: dict[str, Any], text: str) -> bool:
-    """Whether the text, spelled in other tokens, is the beginning of something that fits."""
-    text_of = grammar_of(InferenceRequest(request_id="r", model="m", grammar=schema_grammar(schema)), ModelFormat())
-    assert text_of is not None
-    constraint = grammars.constraint(text_of, param="p")
-    try:
-        for token in tokenizer(text).input_ids:
-            constraint.take(token)
-    except BackendFailed:
-        return False
-    return True
+    found = Findings()
+    _judge(found, tokenizer, grammars, schema, [Delta(0, [], text), Done(end, Usage(1, 1), Performance(0, 0, 0, 0, 1))])
+    assert bool(found.faults) == bool(wrong)
+    assert wrong in "".join(found.faults)
 
 
 @pytest.mark.parametrize(
