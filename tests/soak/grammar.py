@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from node.worker.output.grammar import Grammars
 
 SCHEMAS = 1_000
-LENGTHS = (20, 120)
+LENGTHS = (20, 200)
 """Tokens that an answer may have: too few for most schemas, and enough for most."""
 TEMPERATURE = 1.5
 AT_ONCE = 64
@@ -55,8 +55,8 @@ async def measure(scale: float) -> list[Figure]:
     print(*found.faults, sep="\n")
     return [
         Figure(f"grammar, {count} random schemas: answers that neither fit nor begin one that does", len(found.faults), "", 0),
-        Figure("grammar: answers that ended with stop", found.ends["stop"], "", floor=count / 10),
-        Figure("grammar: answers that ended with length", found.ends["length"], "", floor=count / 10),
+        Figure("grammar: answers that ended with stop", found.ends["stop"], "", floor=count / 20),
+        Figure("grammar: answers that ended with length", found.ends["length"], "", floor=count / 20),
     ]
 
 
