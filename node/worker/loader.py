@@ -117,7 +117,7 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
         model = read_model(directory, dtype, device, report)
         selection = attach(model, adapters)
         runner, way = _runner(model, options, modules)
-    threads = _threads(runner, options)
+    threads = _threads(runner, options, _vocabulary(model))
     hidden = getattr(runner.forward, "hidden", None) if isinstance(runner, SlotRunner) else None
     if adapters:
         runner = AdaptedRunner(runner, selection)
@@ -235,11 +235,13 @@ def _longest(model: Any, options: Options) -> int:
     return int(longest)
 
 
-def _threads(runner: Runner, options: Options) -> int:
+def _threads(runner: Runner, options: Options, vocabulary: int) -> int:
     """How many threads compute from now on; 0 on an accelerator."""
     if runner.device.type != "cpu":
         return 0
-    return settle(runner) if options.try_threads and isinstance(runner, SlotRunner) else torch.get_num_threads()
+    if options.try_threads and isinstance(runner, SlotRunner):
+        return settle(runner, vocabulary)
+    return torch.get_num_threads()
 
 
 def _generating(model: Any, context_length: int) -> GenerateRunner:

@@ -81,7 +81,7 @@ class Clocks:
     computed: Callable[[], float] = time.process_time
 
 
-def settle(runner: SlotRunner, *, clocks: Clocks | None = None) -> int:
+def settle(runner: SlotRunner, vocabulary: int, *, clocks: Clocks | None = None) -> int:
     """Find out how many threads are best for this model, and use them from now on. Nothing may have room in the runner."""
     numbers = candidates()
     if len(numbers) == 1:
@@ -89,7 +89,7 @@ def settle(runner: SlotRunner, *, clocks: Clocks | None = None) -> int:
         return numbers[0]
     clocks = clocks or Clocks()
     torch.set_num_threads(default_threads())
-    tokens = [(7 + 31 * index) % 256 for index in range(min(PROMPT, runner.context_length))]
+    tokens = [(7 + 31 * index) % vocabulary for index in range(min(PROMPT, runner.context_length))]
     sequence = Sequence(number=-1, tokens=tokens, prompt_length=len(tokens), choice=computed_only())
     runner.memory.lend(sequence)
     try:

@@ -97,18 +97,18 @@ def test_the_best_number_computes_from_then_on(
     runner: Any, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], share: float, expected: int
 ) -> None:
     machine = Machine(monkeypatch, seconds, share)
-    assert settle(runner, clocks=machine.clocks) == expected
+    assert settle(runner, 512, clocks=machine.clocks) == expected
     assert torch.get_num_threads() == expected
     assert {1, 2} == set(machine.tried)
 
 
 def test_trying_ends_in_time(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, {1: 0.04, 2: 0.02})
-    settle(runner, clocks=machine.clocks)
+    settle(runner, 512, clocks=machine.clocks)
     assert machine.clocks.passed() < threads.TRIAL + 12 * 0.04
     # Steps are long: one round is not even begun.
     machine = Machine(monkeypatch, {1: 10.0, 2: 5.0})
-    assert settle(runner, clocks=machine.clocks) == 2
+    assert settle(runner, 512, clocks=machine.clocks) == 2
     assert set(machine.tried) == {2}
     assert len(machine.tried) <= 4
 
@@ -116,14 +116,14 @@ def test_trying_ends_in_time(runner: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_single_core_is_not_tried(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, {1: 0.1, 2: 0.1})
     monkeypatch.setattr(threads, "candidates", lambda: [1])
-    assert settle(runner, clocks=machine.clocks) == 1
+    assert settle(runner, 512, clocks=machine.clocks) == 1
     assert machine.tried == []
 
 
 def test_trying_leaves_nothing_behind(make_driver: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     driver, other = make_driver(slots=2), make_driver(slots=2)
-    number = settle(driver.engine._runner)
+    number = settle(driver.engine._runner, 512)
     assert "threads that compute: " in caplog.text
     torch.set_num_threads(number)
     assert driver.engine.stats.cache.total_cached == 0
@@ -132,7 +132,7 @@ def test_trying_leaves_nothing_behind(make_driver: Any, caplog: pytest.LogCaptur
 
 
 def test_the_loader_tries_when_it_is_told_to(models_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "settle", lambda runner: 7)
+    monkeypatch.setattr(loader, "settle", lambda runner, vocabulary: 7)
     options = Options(path=models_folder / "llama", device="cpu", dtype="float32", slots=2, try_threads=True)
     assert load(options, lambda _: None)[1].threads == 7
     plain = Options(path=models_folder / "llama", device="cpu", dtype="float32", slots=2)
