@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry, ModelState
-    from mesh.messages.worker import Alive
+    from mesh.messages.worker import Alive, Ready
     from mesh.service import Emit
 
 
@@ -37,6 +37,8 @@ class BackendStatus:
     """True when trying again cannot help: the model itself cannot be served."""
     engine: Alive | None = None
     """What the built-in engine last told of itself; None for other backends, and before it told anything."""
+    worker: Ready | None = None
+    """What the built-in engine's worker said of itself when the model was ready; None for other backends."""
     heard: float | None = None
     """Seconds since anything was heard of it."""
 

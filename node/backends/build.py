@@ -208,6 +208,8 @@ def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path, adap
         aliases=tuple(unit.settings.aliases),
         device=config.device,
         dtype=config.dtype,
+        weights=unit.settings.weights or config.weights,
+        threads=config.threads,
         slots=config.slots,
         context=config.context,
         cache_mib=config.cache_mib,

@@ -24,7 +24,7 @@ _ANSWERS = frozenset({"upstream_model", "tasks", "progress_timeout", "max_reques
 _CHILD = _COMMON | _RESTARTS | _PROCESS | _ANSWERS | {"command", "start_timeout"}
 
 TYPES: Mapping[str, frozenset[str]] = {
-    "torch": _COMMON | _RESTARTS | {"path"},
+    "torch": _COMMON | _RESTARTS | {"path", "weights"},
     "mock": _COMMON | {"args", "knobs"},
     "command": _CHILD | {"url"},
     "vllm": _CHILD | {"model", "path"},
@@ -107,6 +107,10 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
             environment=("INFERMESH_PATH",),
         ),
     ] = ""
+    weights: Annotated[
+        Literal["auto", "int8"] | None,
+        Option(help="For torch: how weights are kept, as in --weights.", default_help="--weights"),
+    ] = None
     model_path: Annotated[str, Option(help="For InfiniLM: another name of path.")] = ""
     config_file: Annotated[str, Option(help="For InfiniLM-Rust: another name of path.")] = ""
     url: Annotated[
