@@ -307,7 +307,7 @@ def refusal(response: httpx2.Response, body: bytes, *, has_key: bool = False) ->
         said = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         said = None
-    error = said.get("error", said) if isinstance(said, dict) else None
+    error = _error_of(said) if isinstance(said, dict) else None
     text = error_text(error)
     param, code = (_word(error, "param"), _word(error, "code")) if isinstance(error, dict) else (None, None)
     match response.status_code:
@@ -326,6 +326,17 @@ def refusal(response: httpx2.Response, body: bytes, *, has_key: bool = False) ->
             return BadRequest(text, code=code or "invalid_request", param=param, status=status)
         case status:
             return BackendFailed(f"the service failed with status {status}", code="service_failed")
+
+
+def _error_of(said: dict[str, Any]) -> Any:
+    """OpenAI's `error`, or FastAPI's `detail`: a text, or what is wrong with each field."""
+    error = said.get("error") or said.get("detail") or said
+    if not isinstance(error, list):
+        return error
+    first = error[0] if isinstance(error[0], dict) else {}
+    places = first.get("loc")
+    param = str(places[-1]) if isinstance(places, list) and places else None
+    return {"message": f"{param}: {first.get('msg')}" if param else first.get("msg"), "param": param}
 
 
 def _word(error: dict[str, Any], name: str) -> str | None:
