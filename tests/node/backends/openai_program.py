@@ -2,7 +2,7 @@
 
 HOW: `crash` ends at once, `mute` never answers, `deaf` ignores SIGTERM, `late` lists no model for a while, `unlisted` lists none
 ever, `single` does one thing at a time and takes 2 s for an answer, `stuck` answers its list but no request after the first,
-`sleepy` knows /sleep and /wake_up.
+`sleepy` knows /sleep and /wake_up, `touchy` is `single` in threads, and drops the answer when it is asked for its list.
 """
 
 import json
@@ -16,12 +16,15 @@ port, how = int(sys.argv[1]), sys.argv[2:]
 began = time.monotonic()
 asked = 0
 asleep = False
+touched = 0
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        global touched
+        touched += 1
         if "mute" in how:
             time.sleep(1000)
         early = "late" in how and time.monotonic() < began + 0.3
@@ -43,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         said = [os.environ.get("SAYS", f"pid {os.getpid()}"), " ", request["model"]]
         chunks = [{"choices": [{"delta": {"content": text}}]} for text in said]
         chunks += [{"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 3}}]
-        if "single" in how:
+        if "single" in how or "touchy" in how:
             self.trickle(chunks)
             return
         data = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
@@ -53,7 +56,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
+        before = touched
         for chunk in chunks:
+            if "touchy" in how and touched > before:
+                return
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             time.sleep(0.5)
 
@@ -72,7 +78,7 @@ if "crash" in how:
     sys.exit("RuntimeError: this one crashes")
 if "deaf" in how:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if "single" in how:
+if "single" in how or "touchy" in how:
     Handler.protocol_version = "HTTP/1.0"
 ThreadingHTTPServer.daemon_threads = True
 Server = HTTPServer if "single" in how else ThreadingHTTPServer
