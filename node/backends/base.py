@@ -48,6 +48,8 @@ class Backend(ABC):
     """What the node's record says of the model, state included."""
     load: ModelLoad
     changed: Callable[[], None]
+    gives_tokens: bool = True
+    """Whether its answers name their tokens, so that others can go on behind them, and readers come back to them."""
 
     def entries(self) -> Sequence[ModelEntry]:
         """All its models: for most backends the only one."""

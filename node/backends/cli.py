@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.beyond_text import refuse
+from mesh.beyond_text import refuse, refuse_begun
 from mesh.errors import BackendFailed, Busy, MeshError, TimedOut
 from mesh.messages.inference import Accepted
 from mesh.messages.link import ModelLoad
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 class CliBackend(Backend):
     """One tool under one or several names; see the head of this file."""
+
+    gives_tokens = False
 
     def __init__(self, unit: Unit) -> None:
         """Raises Misconfigured when there is no such tool."""
@@ -100,6 +102,7 @@ class CliBackend(Backend):
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run the tool once. Raises Busy, BadRequest, TimedOut, and BackendFailed when it fails."""
         refuse(request, "a command-line tool")
+        refuse_begun(request, "a command-line tool")
         await self._take_turn(request.model)
         try:
             await self._answer(request, emit)

@@ -13,7 +13,7 @@ import trio
 from mesh.identity import Identity
 from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Performance, Usage
 from mesh.messages.link import ModelLoad
-from mesh.messages.record import Hardware, ModelEntry
+from mesh.messages.record import Capabilities, Hardware, ModelEntry
 from mesh.peer import Peer, PeerSettings
 from mesh.service import Emit
 from mesh.transport.memory import MemoryNetwork, MemoryTransport
@@ -58,6 +58,7 @@ class Node:
     cancelled: list[str] = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
     numerics: str = ""
+    continues: bool = False
 
     @property
     def peer_id(self) -> str:
@@ -76,7 +77,14 @@ class Node:
 
     def announce(self, state: str = "ready", *, running: int = 0, waiting: int = 0, slots: int = 4) -> None:
         self.models = [
-            ModelEntry(id=entry.id, aliases=entry.aliases, state=state, numerics=self.numerics) for entry in self.models
+            ModelEntry(
+                id=entry.id,
+                aliases=entry.aliases,
+                state=state,
+                numerics=self.numerics,
+                capabilities=Capabilities(continues=self.continues),
+            )
+            for entry in self.models
         ]
         load = ModelLoad(state=state, running=running, waiting=waiting, slots=slots, uptime=77 if state == "ready" else 0)
         self.peer.announce(self.models, {entry.id: load for entry in self.models})
@@ -111,7 +119,13 @@ class Mesh:
         await self.nursery.start(self.gateway.run)
 
     async def node(
-        self, *script: Step, models: tuple[str, ...] = ("m",), aliases: tuple[str, ...] = (), state="ready", measure=None
+        self,
+        *script: Step,
+        models: tuple[str, ...] = ("m",),
+        aliases: tuple[str, ...] = (),
+        state="ready",
+        measure=None,
+        continues: bool = False,
     ) -> Node:
         """Add a node and wait until the gateway has a link to it that says so. `measure` tells its metrics."""
         entries = [ModelEntry(id=model, aliases=list(aliases)) for model in models]
@@ -122,7 +136,7 @@ class Mesh:
                 await holder[0].infer(request, emit)
 
         peer = self._peer("node", f"node-{next(self._numbers)}", list(self.gateway.addresses), Service())
-        node = Node(peer, self.network, entries, list(script))
+        node = Node(peer, self.network, entries, list(script), continues=continues)
         holder.append(node)
         peer.measuring.measure = measure
         node.announce(state)
@@ -142,9 +156,13 @@ class Mesh:
             return False
         return all(view.link.load.get(entry.id, ModelLoad("failed")).state == state for entry in node.models)
 
+    def entry(self, node: Node) -> ModelEntry:
+        """As the gateway knows it."""
+        return self.gateway.registry.peers[node.peer_id].record.models[0]
+
     def numerics(self, node: Node) -> str:
         """As the gateway knows it."""
-        return self.gateway.registry.peers[node.peer_id].record.models[0].numerics
+        return self.entry(node).numerics
 
     async def until(self, condition: Callable[[], bool]) -> None:
         with trio.fail_after(20):

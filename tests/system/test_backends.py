@@ -18,7 +18,7 @@ import trio
 from node.models import demo_model_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -101,6 +101,62 @@ async def test_several_backends_of_one_file(fleet: Any, http: Any, until: Any, c
     process = await killed_and_back(http, until, node, gateway, chat("far"))
     assert await node.stop() == 0
     assert not process.is_running()
+
+
+CONTINUING = """
+[backend]
+type = "command"
+command = {python!r}
+args = [{program!r}, "{{port}}", "counts"]
+continues = true
+grace = 1
+"""
+
+
+async def test_an_answer_without_tokens_goes_on_at_another_node(
+    fleet: Any, http: Any, until: Any, chat: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(CONTINUING.format(python=sys.executable, program=str(PROGRAM)))
+    gateway = await fleet.gateway("--no-mdns")
+    nodes = [await fleet.node("--no-mdns", "--bootstrap", gateway.address, "--config-file", str(file)) for _ in range(2)]
+    await until(lambda: serves(http, gateway.url, "far"))
+
+    async def both() -> bool:
+        status = (await http.get(f"{gateway.url}/v1/route", params={"model": "far"})).json()
+        return len(status["candidates"]) == 2
+
+    await until(both)
+    by_id = {node.ready["peer_id"]: node for node in nodes}
+
+    async def kill_server(peer_id: str) -> None:
+        os.kill((await http.get(f"{by_id[peer_id].url}/info")).json()["pid"], signal.SIGKILL)
+
+    async def kill_node(peer_id: str) -> None:
+        by_id[peer_id].kill()
+
+    for kill in (kill_server, kill_node):
+        await until(both)
+        chunks = await interrupted(http, gateway.url, chat("far"), kill)
+        texts = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]]
+        assert "".join(texts) == "".join(f"word-{number} " for number in range(30))
+        ending, usage = chunks[-2], chunks[-1]["usage"]
+        assert (ending["choices"][0]["finish_reason"], ending["resume"]) == ("stop", "approximate")
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 30)
+
+
+async def interrupted(http: Any, url: str, body: dict[str, Any], kill: Callable[[str], Awaitable[None]]) -> list[dict[str, Any]]:
+    """The chunks of a stream; `kill` is told of its node after some of them."""
+    chunks: list[dict[str, Any]] = []
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as reply:
+        async for line in reply.aiter_lines():
+            assert not line.startswith("id:")
+            if line.startswith("data: {"):
+                chunks.append(json.loads(line.removeprefix("data: ")))
+                if len(chunks) == 6:
+                    await kill(reply.headers["x-infermesh-node"])
+    return chunks
 
 
 async def test_a_gateway_with_keys_and_a_node_that_finds_it_by_its_url(

@@ -8,8 +8,8 @@ import psutil
 import pytest
 import trio
 
-from mesh.errors import BackendFailed, BadRequest, Busy, Misconfigured, TimedOut
-from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest
+from mesh.errors import BackendFailed, BadRequest, Busy, Misconfigured, TimedOut, Unavailable
+from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Said
 from mesh.service import paced
 from node.backends.cli import WAITING, CliBackend
 from node.backends.settings import BackendSettings
@@ -176,6 +176,9 @@ async def test_so_many_run_so_many_wait_and_one_more_is_told_that_it_is_busy():
 async def test_what_a_tool_cannot_honour_is_refused():
     with pytest.raises(BadRequest, match="n"):
         await answer(tool(), request(n=2))
+    for begun in ({"prior": [[1]]}, {"said": Said("one", 1)}):
+        with pytest.raises(Unavailable, match="cannot go on with an answer"):
+            await answer(tool(), request(**begun))
 
 
 @pytest.mark.parametrize(
