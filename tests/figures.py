@@ -41,13 +41,16 @@ def table(figures: list[Figure]) -> str:
     return "\n".join(rows)
 
 
-def write(figures: list[Figure], *, mark: str, file: str, docs: Path = DOCS) -> None:
-    """Put figures behind their mark, `<!-- MARK -->`, in benchmarks.md, up to the next mark, and write all of them as JSON."""
+def write(figures: list[Figure], *, mark: str, file: str, before: str = "", docs: Path = DOCS) -> None:
+    """Put figures behind their mark, `<!-- MARK -->`, in benchmarks.md, up to the next mark, and write all of them as JSON.
+
+    `before`: what else stands there, in Markdown.
+    """
     machine = {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine()}
     raw = {"machine": machine, "figures": [{**vars(figure), "met": figure.met} for figure in figures]}
     (docs / file).write_text(json.dumps(raw, indent=1) + "\n")
     page = docs / "benchmarks.md"
-    page.write_text(replaced(page.read_text(), f"<!-- {mark} -->", table(figures)))
+    page.write_text(replaced(page.read_text(), f"<!-- {mark} -->", f"{before}\n\n{table(figures)}".lstrip()))
 
 
 def replaced(page: str, mark: str, text: str) -> str:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 HOUR = 3600
 READER_PAUSE = 3.0
-FLOOD_TOKENS = 15_000
-"""About 3.5 MB of events: more than all buffers on the way hold."""
+FLOOD_TOKENS = 40_000
+"""About 9 MB of events: more than all buffers on the way hold, with those of the kernel, which grow to 4 MiB each."""
 CLOCK_SOURCE = Path(__file__).parents[1] / "system" / "shifted_clock.c"
 
 

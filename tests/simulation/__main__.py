@@ -1,18 +1,16 @@
-"""Measure the policies on the simulated mesh: `python -m tests.simulation [--out FILE]`. Takes about a minute on one core.
+"""Measure the policies on the simulated mesh: `python -m tests.simulation [routing|switches] [--write]`. One core, minutes.
 
-`python -m tests.simulation switches` measures the switch policies of models that share an accelerator instead.
-
-Every figure is a ratio of two runs with the same traffic; three seeds each, percentiles over all of them.
+`routing`: every figure is a ratio of two runs with the same traffic; three seeds each, percentiles over all of them.
+`switches`: the switch policies of models that share an accelerator.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
+from tests.figures import Figure, report, write
 from tests.simulation import switches
 from tests.simulation.town import ORACLE, Outcome, Town, simulate
 
@@ -22,28 +20,8 @@ TOWN = Town(load=0.5)
 SHARED = replace(TOWN, beginnings=12, spread=4.0, prompt_tokens=60.0)
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured ratio; `least` or `most` is its target."""
-
-    what: str
-    measured: float
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        """True when the target is not met."""
-        return (self.least is not None and self.measured < self.least) or (self.most is not None and self.measured > self.most)
-
-    def row(self) -> str:
-        """A line of the table in docs/benchmarks.md."""
-        target = f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}" if self.most is not None else ""
-        return f"| {self.what} | {self.measured:.3g} | {target} |"
-
-
 def run(town: Town) -> Outcome:
-    """All seeds together."""
+    """All seeds together. Raises RuntimeError when a request failed."""
     whole = Outcome()
     for seed in SEEDS:
         part = simulate(replace(town, seed=seed))
@@ -52,7 +30,7 @@ def run(town: Town) -> Outcome:
         whole.failed += part.failed
         whole.hits += part.hits
     if whole.failed:
-        raise SystemExit(f"{whole.failed} requests failed in {town}")
+        raise RuntimeError(f"{whole.failed} requests failed in {town}")
     return whole
 
 
@@ -62,12 +40,12 @@ def latency_figures(load: float) -> list[Figure]:
     own = run(town).latency(0.95)
     others = {policy: run(replace(town, policy=policy)).latency(0.95) for policy in ("round_robin", "least_loaded", ORACLE)}
     four = run(replace(town, gateways=4)).latency(0.95)
-    at = f"p95 latency at {load:.0%} load: "
+    at = f"simulated: p95 latency at {load:.0%} load: "
     return [
-        Figure(at + "round_robin / predicted_latency", others["round_robin"] / own, least=5),
-        Figure(at + "least_loaded / predicted_latency", others["least_loaded"] / own, least=1.5),
-        Figure(at + "predicted_latency / an oracle", own / others[ORACLE], most=1.1),
-        Figure(at + "four gateways / one", four / own, most=1.08),
+        Figure(at + "round_robin / predicted_latency", others["round_robin"] / own, "x", floor=5),
+        Figure(at + "least_loaded / predicted_latency", others["least_loaded"] / own, "x", floor=1.5),
+        Figure(at + "predicted_latency / an oracle", own / others[ORACLE], "x", target=1.1),
+        Figure(at + "four gateways / one", four / own, "x", target=1.08),
     ]
 
 
@@ -76,15 +54,23 @@ def prefix_figures() -> list[Figure]:
     kept, spread = run(replace(SHARED, policy="prefix_affinity")), run(SHARED)
     requests = len(SEEDS) * SHARED.requests
     return [
-        Figure("shared system prompts: share of requests that found theirs, prefix_affinity", kept.hits / requests, least=0.85),
-        Figure("shared system prompts: the same, predicted_latency", spread.hits / requests),
         Figure(
-            "shared system prompts: p50 TTFT, prefix_affinity / predicted_latency",
+            "simulated: shared system prompts: share of requests that found theirs, prefix_affinity",
+            kept.hits / requests,
+            "",
+            floor=0.85,
+        ),
+        Figure("simulated: shared system prompts: the same, predicted_latency", spread.hits / requests, ""),
+        Figure(
+            "simulated: shared system prompts: p50 TTFT, prefix_affinity / predicted_latency",
             kept.first_token(0.5) / spread.first_token(0.5),
-            most=0.4,
+            "x",
+            target=0.4,
         ),
         Figure(
-            "shared system prompts: p95 latency, prefix_affinity / predicted_latency", kept.latency(0.95) / spread.latency(0.95)
+            "simulated: shared system prompts: p95 latency, prefix_affinity / predicted_latency",
+            kept.latency(0.95) / spread.latency(0.95),
+            "x",
         ),
     ]
 
@@ -95,35 +81,35 @@ def crowd_figures() -> list[Figure]:
     own, turns = (simulate(replace(town, policy=policy)) for policy in ("predicted_latency", "round_robin"))
     return [
         Figure(
-            "10,000 nodes, 8 gateways of 64 links: p95, round_robin / predicted_latency",
+            "simulated: 10,000 nodes, 8 gateways of 64 links: p95, round_robin / predicted_latency",
             turns.latency(0.95) / own.latency(0.95),
-            least=5,
+            "x",
+            floor=5,
         )
     ]
+
+
+def routing() -> list[Figure]:
+    """Everything about who is sent where, each figure told as soon as it is there."""
+    found: list[Figure] = []
+    for measure in (*(lambda load=load: latency_figures(load) for load in LOADS), prefix_figures, crowd_figures):
+        found += measure()
+        print(f"{len(found)} figures", flush=True)
+    return found
 
 
 def main() -> int:
     """Print the table; the exit code says whether every target was met."""
     options = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     options.add_argument("part", nargs="?", choices=("routing", "switches"), default="routing")
-    options.add_argument("--out", type=Path, help="also write the figures of routing there, as JSON")
+    options.add_argument("--write", action="store_true", help="into docs/benchmarks.md and a JSON file beside it")
     chosen = options.parse_args()
     if chosen.part == "switches":
-        return switches.main()
-    out = chosen.out
-    figures: list[Figure] = []
-    for measure in (*(lambda load=load: latency_figures(load) for load in LOADS), prefix_figures, crowd_figures):
-        for figure in measure():
-            figures.append(figure)
-            print(figure.row(), flush=True)
-    if out is not None:
-        out.write_text(
-            json.dumps(
-                [{"what": one.what, "measured": one.measured, "least": one.least, "most": one.most} for one in figures], indent=1
-            )
-            + "\n"
-        )
-    return int(any(figure.missed for figure in figures))
+        return switches.main(publish=chosen.write)
+    found = routing()
+    if chosen.write:
+        write(found, mark="simulation routing", file="simulation-routing.json")
+    return report(found)
 
 
 if __name__ == "__main__":
