@@ -50,7 +50,7 @@ async def serve(program: Program, config: NodeConfig) -> None:
     try:
         built = build(config, on_loading=progress.loading)
         if config.auto_discover:
-            built = [*built, *await build_found(config, built)]
+            built = [*built, build_found(config, built)]
         await Node(program, config, built, progress).run()
     finally:
         progress.close()

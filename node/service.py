@@ -44,10 +44,10 @@ class NodeService:
 
     @property
     def backends(self) -> dict[str, Backend]:
-        """By model id, which the first to have it keeps; a backend whose models nobody knows yet is there under its own id."""
+        """By model id, which the first to have it keeps; one whose models are expected and unknown is there under its own."""
         found: dict[str, Backend] = {}
         for backend in self._backends:
-            for entry in backend.entries() or (backend.entry,):
+            for entry in backend.entries() or ((backend.entry,) if backend.expected else ()):
                 found.setdefault(entry.id, backend)
         return found
 
