@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from mesh.errors import BackendFailed, BadRequest, Busy, Unavailable
-from mesh.http import Response, Router, serve
+from mesh.http import Response, Router, StreamingResponse, serve
 from mesh.messages.inference import Delta, Done, InferenceRequest, Said
 from mesh.openai.remote.client import RemoteClient
 from node.backends import served
@@ -56,6 +56,38 @@ async def test_its_models_are_ours_and_answers_come_through(server, nursery):
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "one two three"
     assert far.requests[-1].model == "b"
     assert isinstance(events[-1], Done)
+
+
+async def test_one_that_answers_is_asked_for_nothing_else_meanwhile(nursery, server):
+    listed, gate, first = 0, trio.Event(), trio.Event()
+
+    async def models(_request):
+        nonlocal listed
+        listed += 1
+        return Response.json({"data": [{"id": "a"}]})
+
+    async def answer(writer):
+        writer.write(b'data: {"choices": [{"delta": {"content": "one"}}]}\n\n')
+        await gate.wait()
+        writer.write(b"data: [DONE]\n\n")
+
+    async def chat(_request):
+        return StreamingResponse(answer)
+
+    router = Router()
+    router.add("GET", "/v1/models", models)
+    router.add("POST", "/v1/chat/completions", chat)
+    backend = backend_at((await server(router=router)).url)
+    await nursery.start(backend.run)
+    async with trio.open_nursery() as asking:
+        asking.start_soon(backend.infer, request(), lambda event: first.set() if isinstance(event, Delta) else None)
+        await first.wait()
+        await trio.sleep(0.2)  # a look that had begun ends
+        before = listed
+        await trio.sleep(0.5)
+        assert (listed, backend.state) == (before, "ready")
+        gate.set()
+    await until(lambda: listed > before)
 
 
 async def test_going_on_behind_a_text_is_said_of_a_server_and_then_asked_of_it(server, nursery):
