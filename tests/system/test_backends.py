@@ -27,6 +27,8 @@ TRANSFORMERS = os.environ.get("INFERMESH_TEST_TRANSFORMERS", "")
 """A Python with transformers[serving] and accelerate."""
 LLAMA = os.environ.get("INFERMESH_TEST_LLAMA", "")
 """A Python with llama-cpp-python[server] and gguf."""
+VLLM = os.environ.get("INFERMESH_TEST_VLLM", "")
+"""A Python with vLLM, for GPUs or for processors."""
 TO_GGUF = Path(__file__).parents[1] / "bench" / "to_gguf.py"
 
 SEVERAL = """
@@ -69,7 +71,7 @@ async def killed_and_back(http: Any, until: Any, node: Any, gateway: Any, body: 
         info = (await http.get(f"{node.url}/info")).json()
         return bool(info["state"] == "ready" and info["pid"] not in (None, first))
 
-    await until(another, 120)
+    await until(another, 600)
 
     async def answers() -> bool:
         return bool((await http.post(f"{gateway.url}/v1/chat/completions", json=body)).status_code == 200)
@@ -225,6 +227,24 @@ async def test_llama_cpp(fleet: Any, http: Any, until: Any, chat: Any, tmp_path:
     await shown.survives_and_ends()
 
 
+@pytest.mark.skipif(not VLLM, reason="INFERMESH_TEST_VLLM names a Python with vLLM")
+@pytest.mark.timeout(1200)
+async def test_vllm(fleet: Any, http: Any, until: Any, chat: Any, tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(
+        f'[backend]\ntype = "vllm"\ncommand = "{VLLM} -m vllm.entrypoints.openai.api_server"\nmodel = "{demo_model_path()}"\n'
+        'args = ["--served-model-name", "demo", "--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "4"]\n'
+        'env = { OMP_NUM_THREADS = "1", VLLM_CPU_KVCACHE_SPACE = "1", HF_HUB_OFFLINE = "1", VLLM_NO_USAGE_STATS = "1" }\n'
+    )
+    shown = await Shown.start(fleet, http, until, chat, file)
+    await shown.answers_piece_by_piece()
+    await shown.goes_on_behind_a_text(fleet)
+    await shown.refuses(
+        chat("demo", "word " * 3000), "/v1/chat/completions", status=400, says="maximum context length is 2048 tokens"
+    )
+    await shown.survives_and_ends()
+
+
 @dataclass(frozen=True)
 class Shown:
     """A real server that has the demo model, as a backend of a node behind a gateway, and what is shown of it."""
@@ -240,7 +260,7 @@ class Shown:
         """Run gateway and node."""
         gateway = await fleet.gateway("--no-mdns")
         flags = ["--no-mdns", "--bootstrap", gateway.address, "--config-file", str(file)]
-        node = await fleet.ready(fleet.spawn("node", "--port", "0", *flags), limit=240)
+        node = await fleet.ready(fleet.spawn("node", "--port", "0", *flags), limit=600)
         await until(lambda: serves(http, gateway.url, "demo"))
         return cls(http, until, chat, gateway, node)
 
@@ -260,6 +280,32 @@ class Shown:
         completion = {"model": "demo", "prompt": "A mesh is", "max_tokens": 4, "temperature": 0}
         reply = await self.http.post(f"{self.gateway.url}/v1/completions", json=completion)
         assert reply.json()["choices"][0]["text"]
+
+    async def goes_on_behind_a_text(self, fleet: Any) -> None:
+        """Two more nodes ask it; what one of them began before it was killed, the other one goes on with, word for word."""
+        flags = [
+            "--service-type",
+            "openai",
+            "--backend-url",
+            f"http://127.0.0.1:{self.port}",
+            "--backend-models",
+            "demo",
+            "--backend-continues",
+        ]
+        gateway = await fleet.gateway("--no-mdns")
+        nodes = [await fleet.node("--no-mdns", "--bootstrap", gateway.address, *flags) for _ in range(2)]
+        by_id = {node.ready["peer_id"]: node for node in nodes}
+
+        async def kill(peer_id: str) -> None:
+            by_id[peer_id].kill()
+
+        await self.until(lambda: serves(self.http, gateway.url, "demo"))
+        body = self.chat("demo", max_tokens=200, logit_bias={"2": -100})
+        whole = await answer(self.http, gateway.url, body)
+        chunks = await interrupted(self.http, gateway.url, body, kill)
+        assert "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]) == whole
+        assert chunks[-2]["resume"] == "approximate"
+        assert chunks[-1]["usage"]["completion_tokens"] == 200
 
     async def is_told_when_a_client_has_left(self) -> None:
         """It works on what nobody wants any more for a part of what all of it costs, and the connection is closed."""
@@ -328,19 +374,27 @@ class Shown:
                     take(json.loads(line.removeprefix("data: ")))
 
     @property
+    def port(self) -> int:
+        """P, where the server listens; the node has P+1."""
+        return int(self.node.url.rpartition(":")[2]) - 1
+
+    @property
     def server(self) -> psutil.Process:
-        (child,) = [one for one in self.node.children() if "guard.py" not in " ".join(one.cmdline())]
-        return child
+        """The process that listens there."""
+        return next(child for child in self.node.children() if self.port in _listening(child))
 
     @property
     def spent(self) -> float:
         """Seconds that the server has computed."""
         times = self.server.cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
     @property
     def connections(self) -> set[Any]:
         """The node's to it."""
-        (port,) = {one.laddr.port for one in self.server.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
         mine = psutil.Process(self.node.process.pid).net_connections("tcp")
-        return {one.laddr for one in mine if one.raddr and one.raddr.port == port}
+        return {one.laddr for one in mine if one.raddr and one.raddr.port == self.port}
+
+
+def _listening(process: psutil.Process) -> list[int]:
+    return [one.laddr.port for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
