@@ -40,10 +40,6 @@ HARMLESS = frozenset(
 """Arguments that models pass along and that change nothing here."""
 
 
-MANY = 4
-"""Rows from which on decoding by plain matrix products is faster on a CPU, in 16 bits."""
-
-
 class Inexact(Exception):
     """The model needs something that slot attention cannot do exactly. Run it on `node.worker.fallback`."""
 
@@ -88,8 +84,8 @@ class DecodeGroup:
 
     def view(self, tensor: Tensor) -> Tensor:
         """The extents of one layer's keys or values, [span, kv_heads, reach, head_dim]."""
-        slab = tensor[self.base : self.base + self.span * self.capacity]
-        return slab.view(self.span, self.capacity, *tensor.shape[1:])[:, : self.reach].transpose(1, 2)
+        slab = tensor[:, self.base : self.base + self.span * self.capacity]
+        return slab.view(len(tensor), self.span, self.capacity, -1)[:, :, : self.reach].transpose(0, 1)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """0 where an extent's row may look, [span, 1, 1, reach]. Rows of nobody see position 0: softmax needs something."""
@@ -145,14 +141,13 @@ def attend(
 def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
     step.windows[layer] = rules.window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
-    if key.shape[1:] != keys.shape[1:] or value.shape[1:] != keys.shape[1:]:
+    if not key.shape[1:] == value.shape[1:] == keys.shape[::2]:
         raise Inexact(f"layer {layer} has other key and value shapes than its configuration says")
-    keys.index_copy_(0, step.places, key)
-    values.index_copy_(0, step.places, value)
+    keys.index_copy_(1, step.places, key.transpose(0, 1))
+    values.index_copy_(1, step.places, value.transpose(0, 1))
     out = query.new_zeros(query.shape)
     for group in step.groups:
-        decode = _gathered if rules.plain and _gathers(query, group) else _decode
-        out[group.rows] = decode(query[group.rows], keys, values, group, rules)
+        out[group.rows] = _decode(query[group.rows], keys, values, group, rules)
     for piece in step.pieces:
         rows = slice(piece.row, piece.row + piece.count)
         out[rows] = _prefill(query[None, rows].transpose(1, 2), keys, values, piece, rules)[0].transpose(0, 1)
@@ -162,7 +157,7 @@ def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Te
 def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:
     """One call for all rows of a group [rows, heads, dim]; query heads that share a key head stand as rows of one matrix."""
     rows, heads, dim = query.shape
-    kv_heads = keys.shape[1]
+    kv_heads = keys.shape[0]
     spread = query.new_zeros(group.span, heads, dim)
     spread[group.extents] = query
     grouped = rules.attend(
@@ -174,30 +169,14 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rul
     return grouped.reshape(group.span, heads, dim)[group.extents].view(rows, heads, dim)
 
 
-def _gathers(query: Tensor, group: DecodeGroup) -> bool:
-    """For a few rows of 16 bits on a CPU torch's fused attention is fast; for many, copying first takes half the time."""
-    return query.device.type == "cpu" and query.dtype != torch.float32 and len(group.rows) >= MANY
-
-
-def _gathered(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:
-    """The same as `_decode`, with the rows' keys and values copied next to each other and plain matrix products."""
-    rows, heads, dim = query.shape
-    kv_heads = keys.shape[1]
-    key, value = (group.view(tensor).index_select(0, group.extents).view(rows * kv_heads, -1, dim) for tensor in (keys, values))
-    scaled = (query * (dim**-0.5 if rules.scaling is None else rules.scaling)).view(rows * kv_heads, heads // kv_heads, dim)
-    scores = torch.bmm(scaled, key.transpose(1, 2)).view(rows, heads, -1)
-    scores += group.mask(rules.window, query.dtype)[group.extents, 0]
-    return torch.bmm(scores.softmax(-1).view(rows * kv_heads, heads // kv_heads, -1), value).view(rows, heads, dim)
-
-
 def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, rules: Rules) -> Tensor:
     end, window = piece.past + piece.count, rules.window
     start = 0 if window is None else max(0, piece.past + 1 - window)
-    shared = query.shape[1] // keys.shape[1]
+    shared = query.shape[1] // keys.shape[0]
     seen = slice(piece.start + start, piece.start + end)
     # Repeated, not enable_gqa: of CUDA's fused kernels only some take grouped heads, and the others would fall back silently.
-    key = keys[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
-    value = values[seen].transpose(0, 1)[None].repeat_interleave(shared, 1)
+    key = keys[:, seen][None].repeat_interleave(shared, 1)
+    value = values[:, seen][None].repeat_interleave(shared, 1)
     if start == piece.past and (window is None or piece.count <= window):
         return rules.attend(query, key, value)
     return rules.attend(query, key, value, piece.mask(window, start, query))

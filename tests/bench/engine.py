@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import track
 
 from bootstrap.chart import Bar, bars
+from node.worker.main import SPINS
 from tests.bench.engine_model import prompts, save_model
 from tests.figures import DOCS, Figure, report, write
 
@@ -47,7 +48,7 @@ RATIOS = (
     ("continuous batching", 8, 1.4),
     ("continuous batching", 32, 2.8),
 )
-AS_IN_A_WORKER = {"OMP_WAIT_POLICY": "PASSIVE"}
+AS_IN_A_WORKER = {"GOMP_SPINCOUNT": str(SPINS)}
 """Read when torch is loaded: it must stand in the environment before."""
 ALONE = {"generate"}
 """Engines that serve one request after the other: more at once would only take longer."""

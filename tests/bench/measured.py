@@ -1,4 +1,4 @@
-"""Our engine in this process, with a clock on every token."""
+"""Our engine in this process, driven as a worker drives it, with a clock on every token."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from mesh.messages.inference import Delta, Fail, InferenceRequest
 from node.worker import loader
+from node.worker.cores import Cores
 from node.worker.device import default_threads
 from node.worker.engine import Engine, Limits
 from node.worker.fused.way import modules
@@ -38,6 +39,7 @@ class MeasuredEngine:
 
     def __init__(self, model: str, *, fused: bool = True, limits: Limits | None = None) -> None:
         self.engine = open_engine(model, fused=fused, limits=limits or Limits())
+        self._cores = Cores(torch.get_num_threads())
         self.times: dict[int, list[float]] = {}
         self.ids: dict[int, list[int]] = {}
         self._numbers = 0
@@ -57,6 +59,7 @@ class MeasuredEngine:
         """Raises RuntimeError when a request failed: then nothing here means anything."""
         step = self.engine.step()
         now = time.perf_counter()
+        self._cores.look()
         for number, event in step.events if step else ():
             if isinstance(event, Fail):
                 raise RuntimeError(event.message)

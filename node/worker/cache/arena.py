@@ -1,6 +1,7 @@
 """Keys and values of every token that was computed and may be looked at again.
 
-1. Token t of layer l is `keys[l][t]`, [kv_heads, head_dim]. Consecutive tokens of a sequence lie side by side.
+1. Token t of layer l is `keys[l][:, t]`, [kv_heads, head_dim]. For each head, consecutive tokens of a sequence lie side by side:
+   attention reads whole rows of memory.
 2. The arena does not know whose a token is; `node.worker.cache.memory` does.
 3. What nobody looks at is stale but finite: it is masked, and a masked NaN would still spread.
 4. The last token belongs to nobody: rows that only fill a step up are written there.
@@ -49,7 +50,7 @@ class Arena:
     def __init__(self, shape: ArenaShape, *, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
         self.scrap = shape.tokens
-        size = (shape.layers, shape.tokens + 1, shape.kv_heads, shape.head_dim)
+        size = (shape.layers, shape.kv_heads, shape.tokens + 1, shape.head_dim)
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
 
@@ -57,22 +58,22 @@ class Arena:
         """Copy consecutive tokens; the two ranges may overlap."""
         for tensor in (self.keys, self.values):
             for layer in tensor:
-                layer[target : target + length] = layer[source : source + length].clone()
+                layer[:, target : target + length] = layer[:, source : source + length].clone()
 
     def save(self, source: int, places: Sequence[int]) -> None:
         """Copy consecutive tokens from `source` on to these places."""
         index = torch.tensor(places, dtype=torch.long, device=self.keys.device)
         for tensor in (self.keys, self.values):
-            tensor[:, index] = tensor[:, source : source + len(places)]
+            tensor[:, :, index] = tensor[:, :, source : source + len(places)]
 
     def restore(self, places: Sequence[int], target: int) -> None:
         """Copy the tokens at these places to `target` and what follows it."""
         index = torch.tensor(places, dtype=torch.long, device=self.keys.device)
         for tensor in (self.keys, self.values):
-            tensor[:, target : target + len(places)] = tensor[:, index]
+            tensor[:, :, target : target + len(places)] = tensor[:, :, index]
 
     def clear(self, start: int = 0, length: int | None = None) -> None:
         """Zero consecutive tokens, or all: needed after a computation that may have left NaN behind."""
         end = None if length is None else start + length
         for tensor in (self.keys, self.values):
-            tensor[:, start:end].zero_()
+            tensor[:, :, start:end].zero_()
