@@ -4,9 +4,8 @@
 2. The client sees each token once, in order: an event that leaves a gap, says a token again, belongs to no choice that was asked
    for or comes after the last token that the request allows, is not passed on.
 3. Another node may go on behind the tokens in `given`, behind `text` where its service has no tokens and can do that, or start
-   over while the client has seen nothing. An answer that is taken
-   in one piece is held back until its `Done`, so that the client has seen nothing of it. One that grows over `MAX_HELD` events or
-   `MAX_HELD_CHARACTERS` is not held any longer.
+   over while the client has seen nothing. An answer that is taken in one piece is held back until its `Done`, so that the client
+   has seen nothing of it. One that grows over `MAX_HELD` events or `MAX_HELD_CHARACTERS` is not held any longer.
 4. Going on is exact when all nodes of the answer compute alike: equal `numerics`. Behind a text it never is.
 5. `keeper` is the node that works on it, if it keeps what it gives out: on another link to it the same work goes on.
 """

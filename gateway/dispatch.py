@@ -34,7 +34,7 @@ from gateway.nonsense import IN_ANSWERS, most_tokens
 from gateway.routing.demand import demand_of
 from gateway.routing.filters import refuse_task
 from gateway.routing.snapshot import entry_of
-from gateway.search import Search, interrupted, is_failure, may_retry
+from gateway.search import Search, interrupted, is_begun, is_failure, may_retry
 from gateway.stall import StallWatch
 from mesh.errors import MeshError, TimedOut, Unavailable
 from mesh.messages.link import Attach
@@ -222,7 +222,7 @@ class Dispatch:
             if delivery.keeper == node.peer_id and error.code != "link_lost":
                 delivery.keeper = None
             request = self._after(error, search, request, delivery)
-            delivery.course.take("go_on" if _is_begun(request) else "start_over")
+            delivery.course.take("go_on" if is_begun(request) else "start_over")
             if delivery.progress > before:
                 search.advanced(node.peer_id, error, patience=limits.resume_wait)
             else:
@@ -232,7 +232,7 @@ class Dispatch:
     def _pay(self, error: MeshError, request: InferenceRequest, search: Search) -> None:
         """Raises what the client is told when too many requests start over already."""
         budget = self.retries if is_failure(error) else self.busy_retries
-        if not _is_begun(request) and not budget.withdraw():
+        if not is_begun(request) and not budget.withdraw():
             raise search.verdict()
 
     async def _let_answer(
@@ -243,7 +243,7 @@ class Dispatch:
         async def attempt(node: PeerView, race: Race | None = None) -> None:
             await self._attempt(node, request, delivery, search, race)
 
-        patience = None if _is_begun(request) else self.hedging.patience(request)
+        patience = None if is_begun(request) else self.hedging.patience(request)
         if patience is None:
             try:
                 await attempt(node)
@@ -349,7 +349,7 @@ class Dispatch:
             may_sleep=entry is not None and entry.wake_seconds > 0,
             stall=self._limits.stall,
             numerics=entry.numerics if entry is not None else "",
-            resumes=_is_begun(request),
+            resumes=is_begun(request),
             continues=entry is not None and entry.capabilities.continues and can_be_continued(request),
             attaches=delivery.keeper == node.peer_id,
             race=race,
@@ -378,10 +378,9 @@ class Dispatch:
 
     def _has_spare(self, search: Search, node: PeerView, delivery: Delivery) -> bool:
         """Whether another node than this one could go on."""
-        if delivery.started and not (delivery.can_go_on or delivery.can_continue):
-            return False
-        demand = replace(search.demand, behind_text=True) if delivery.can_continue else search.demand
-        return bool(self.router.rank(search.model, demand=demand, without={node.peer_id, *search.tried}))
+        demand = replace(search.demand, behind_text=search.demand.behind_text or delivery.can_continue)
+        others = self.router.rank(search.model, demand=demand, without={node.peer_id, *search.tried})
+        return bool(others) and (not delivery.started or delivery.can_go_on or delivery.can_continue)
 
     @staticmethod
     async def _ask(link: Link | Loopback, request: InferenceRequest, delivery: Delivery, emit: Emit) -> None:
@@ -389,11 +388,6 @@ class Dispatch:
             await link.attach(Attach(keep=request.keep, tenant=request.tenant, tokens=delivery.tokens), emit)
         else:
             await link.infer(request, emit)
-
-
-def _is_begun(request: InferenceRequest) -> bool:
-    """Whether somebody gave out some of the answer."""
-    return bool(request.prior) or request.said is not None
 
 
 def _delivery(request: InferenceRequest, emit: Emit) -> Delivery:
