@@ -1,7 +1,7 @@
 """How far a request's answer may run ahead of whoever reads it.
 
-1. A request begins with `WINDOW` bytes of credit; each event takes its encoded size from it, and waits while there is none left.
-   The last one may overdraw it: one event may be larger than the window. A terminal event that nothing waits before goes anyway.
+1. A request begins with `WINDOW` bytes of credit; each event takes its `cost` from it, and waits while there is none left. The
+   last one may overdraw it: one event may be larger than the window. A terminal event that nothing waits before goes anyway.
 2. The opener gives back what its caller took, every `QUANTUM` bytes and not before the caller has room (`mesh/service.py`).
 3. Events that wait are bounded: `MAX_HELD` bytes for a request, `MAX_HELD_BY_LINK` for all, `PATIENCE` seconds without credit.
    What goes beyond fails that request alone, with `slow_consumer`.
@@ -19,9 +19,16 @@ from mesh.framing import FrameError
 
 WINDOW = 256 * 1024
 QUANTUM = 64 * 1024
+OVERHEAD = 128
+"""What an event costs beside its bytes: a token of 80 is an event of 260 to an HTTP client, which may leave 1 MiB unread."""
 PATIENCE = 30.0
 MAX_HELD = 1024 * 1024
 MAX_HELD_BY_LINK = 16 * 1024 * 1024
+
+
+def cost(size: int) -> int:
+    """What an event takes that is so many bytes encoded."""
+    return size + OVERHEAD
 
 
 class Allowance:
@@ -49,7 +56,7 @@ class Allowance:
         """The next event that was kept; it is paid for."""
         message = self.held.popleft()
         self.held_bytes -= len(message)
-        self.credit -= len(message)
+        self.credit -= cost(len(message))
         return message
 
     def drop(self) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mesh.messages.link import Hello
 
 MINOR = 1
-CREDIT = "credit"
-"""Requests have a window of credit: see `credit.py`."""
+CREDIT = "credit-2"
+"""Requests have a window of credit: see `credit.py`. The first version of it counted bytes alone."""
 PIECES = "pieces"
 """Large messages are sent in pieces: see `pieces.py`."""
 ATTACH = "attach"

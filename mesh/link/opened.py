@@ -17,7 +17,7 @@ import trio
 
 from mesh.errors import BackendFailed, BadRequest, Busy, Unavailable
 from mesh.link.codec import MAX_MESSAGE, encode
-from mesh.link.credit import QUANTUM, WINDOW
+from mesh.link.credit import QUANTUM, WINDOW, cost
 from mesh.link.pieces import PIECE
 from mesh.messages.inference import Done, Event, Fail, Kept
 from mesh.messages.link import Attach, Cancel, Credit, Open
@@ -127,12 +127,13 @@ class OpenedRequests:
         entry = self._requests.get(number)
         if entry is None or entry.ended:
             return
-        entry.taken += size
+        price = cost(size)
+        entry.taken += price
         if isinstance(event, Fail):
             self._end(number, error_of(event))
         elif entry.taken < QUANTUM or not self.credit or isinstance(event, Done | Kept):
             self._emit(number, entry, event)
-        elif entry.taken - size >= WINDOW:
+        elif entry.taken - price >= WINDOW:
             self._overrun(number, entry)
         else:
             entry.news.set()

@@ -19,7 +19,7 @@ import trio
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, NotFound
 from mesh.framing import FrameError
 from mesh.link.codec import MAX_MESSAGE, encode
-from mesh.link.credit import MAX_HELD, MAX_HELD_BY_LINK, Allowance, too_slow
+from mesh.link.credit import MAX_HELD, MAX_HELD_BY_LINK, Allowance, cost, too_slow
 from mesh.link.opened import MAX_IN_FLIGHT
 from mesh.link.pieces import PIECE
 from mesh.link.writer import CROWDED
@@ -161,7 +161,7 @@ class ServedRequests:
         elif allowance.held or (allowance.credit <= 0 and not ends) or self._writer.pending > CROWDED:
             self._hold(entry, message, ends=ends)
         else:
-            allowance.credit -= len(message)
+            allowance.credit -= cost(len(message))
             self._put(entry, message)
             if ends:
                 self._end(entry)

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 HOUR = 3600
 READER_PAUSE = 3.0
-FLOOD_TOKENS = 26_000
-"""About 6 MB of events. More than a client, the kernel (up to 4 MiB) and the credit of a request hold, so its node has to wait; less
-than makes the node give a reader up (`mesh/link/credit.py`)."""
+FLOOD_TOKENS = 30_000
+"""About 7 MB of events: more than a client, the kernel (up to 4 MiB) and the credit of a request hold, so its node must wait."""
 CLOCK_SOURCE = Path(__file__).parents[1] / "system" / "shifted_clock.c"
 
 

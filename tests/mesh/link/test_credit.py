@@ -9,7 +9,7 @@ import trio.testing
 
 from mesh.errors import BackendFailed, BadRequest, Unavailable
 from mesh.framing import FrameError
-from mesh.link.credit import MAX_HELD, MAX_HELD_BY_LINK, PATIENCE, QUANTUM, WINDOW, Allowance
+from mesh.link.credit import MAX_HELD, MAX_HELD_BY_LINK, PATIENCE, QUANTUM, WINDOW, Allowance, cost
 from mesh.link.features import CREDIT
 from mesh.messages.inference import Accepted, Delta, Done, Fail
 from mesh.messages.link import Cancel, Credit, Emit, Open
@@ -19,10 +19,11 @@ SIZE = 10_000
 
 
 class Torrent:
-    """Emits as many deltas of SIZE characters as the prompt says: all at once, or as the reader keeps up."""
+    """Emits as many deltas of `size` characters as the prompt says: all at once, or as the reader keeps up."""
 
-    def __init__(self, done, *, patient=True):
+    def __init__(self, done, *, patient=True, size=SIZE):
         self.done = done
+        self.size = size
         self.patient = patient
         self.emitted = 0
         self.running = 0
@@ -31,7 +32,7 @@ class Torrent:
         self.running += 1
         try:
             for number in range(int(request.prompt)):
-                emit(Delta(number, [number], "x" * SIZE))
+                emit(Delta(number, [number], "x" * self.size))
                 self.emitted += 1
                 if self.patient:
                     await room(emit)
@@ -110,6 +111,17 @@ async def test_a_slow_reader_makes_its_service_wait_and_nobody_else(autojump_clo
         slow.gate.set()
     assert slow.offsets == [*range(500)]
     assert slow.events[-1] == done
+
+
+async def test_small_events_cost_more_than_their_bytes(autojump_clock, kit, side, ask, done):
+    service = Torrent(done, size=1)
+    async with kit.links(far=side(kit.far, service=service)) as pair, trio.open_nursery() as nursery:
+        slow = Reader()
+        nursery.start_soon(pair.near.infer, ask("5000"), slow.emit)
+        await trio.sleep(5)
+        assert len(slow.offsets) <= WINDOW // cost(0)
+        slow.gate.set()
+    assert slow.offsets == [*range(5000)]
 
 
 async def test_a_reader_that_stops_for_too_long_fails_alone(autojump_clock, kit, side, ask, done):
@@ -313,7 +325,7 @@ async def test_credit_is_given_back_as_the_reader_reads(autojump_clock, kit, ask
         await trio.sleep(2)
         assert not any(isinstance(message, Credit) for message in raw.received)
         reader.gate.set()
-        assert await raw.hear(Credit) == Credit(opened.stream, len(msgspec.msgpack.encode(event)))
+        assert await raw.hear(Credit) == Credit(opened.stream, cost(len(msgspec.msgpack.encode(event))))
         await raw.say(Emit(opened.stream, Fail("Busy", "x", "busy", 429)), Emit(opened.stream, Done("stop", *done_parts(done))))
         nursery.cancel_scope.cancel()
 

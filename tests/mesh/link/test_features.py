@@ -173,7 +173,7 @@ async def test_a_newer_peer_takes_any_amount_from_an_older_one_and_gives_no_cred
         assert {message["type"] for message in msgspec.to_builtins(raw.received)} <= KINDS
 
 
-@pytest.mark.parametrize("features", [set(), {"credit"}, {"pieces"}, FEATURES])
+@pytest.mark.parametrize("features", [set(), {"credit-2"}, {"pieces"}, FEATURES])
 @pytest.mark.parametrize("newer", ["near", "far"])
 async def test_sides_of_different_features_work_together(autojump_clock, kit, side, words, ask, features, newer):
     limited = {"near": {}, "far": {}}
@@ -191,8 +191,8 @@ async def test_sides_of_different_features_work_together(autojump_clock, kit, si
 
 
 async def test_features_of_the_future_are_ignored(autojump_clock, kit, words, ask, side):
-    async with kit.raw(side(kit.near, service=words()), features=["teleport", "credit"]) as (link, raw, _):
-        assert link.features == {"credit"}
+    async with kit.raw(side(kit.near, service=words()), features=["teleport", "credit-2"]) as (link, raw, _):
+        assert link.features == {"credit-2"}
         await raw.say(Open(1, ask("one")))
         assert (await raw.hear(Emit)).stream == 1
 
