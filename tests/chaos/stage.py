@@ -27,6 +27,7 @@ DEMO = "infermesh-demo"
 MOCK = "mock-model"
 FLOOD = "flood-model"
 MOCK_RATE = 100
+FLOOD_RATE = 6000
 """Words per second of each request at a mock."""
 WHOLE_LIMIT = START_LIMIT = 180.0
 """Seconds; hang guards: two busy cores load torch in about ten, and four times at once in a minute."""
@@ -136,10 +137,6 @@ class Stage:
         # None: that engine has said nothing yet, so made nothing.
         return sum(one["engine"]["total_tokens_generated"] for one in metrics if one is not None)
 
-    async def running(self, model: str) -> int:
-        """Requests for a model that its nodes are at, as heartbeats say."""
-        return sum(one["running"] for _, one in await self.models(self.gateways[0]) if one["id"] == model)
-
 
 class Reference:
     """A node that nothing happens to. Asked on its own port, so without a gateway; what was asked once is remembered."""
@@ -196,7 +193,14 @@ async def made_stage(plan: Plan, logs: Path) -> AsyncIterator[Stage]:
             home = plan.network.far(f"node-{number}") if plan.network else centre
             nodes.append(Seat(home, f"node-{number}", "node", *node_args(plan.model), *way_in, env=plan.env))
         if plan.flood:
-            flood = ("--port", "0", "--service-type", "mock", "--args", f"{FLOOD};context_length=100000")
+            flood = (
+                "--port",
+                "0",
+                "--service-type",
+                "mock",
+                "--args",
+                f"{FLOOD};tokens_per_second={FLOOD_RATE};context_length=100000",
+            )
             nodes.append(Seat(centre, "flood", "node", *flood, *way_in))
         right = Seat(outside, "reference", "node", *reference_args(plan.model))
         async with trio.open_nursery() as nursery:
