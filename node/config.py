@@ -102,7 +102,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
     auto_discover: Annotated[
         bool,
         Option(
-            help="Serve what other model servers of this machine have, found at their usual ports when the node starts.",
+            help="Serve what other model servers of this machine have, found at their usual ports, as they come and go.",
             environment=("HF_AUTO_DISCOVER",),
         ),
     ] = False

@@ -129,7 +129,7 @@ def _works(status: BackendStatus) -> bool:
 def _state(statuses: Sequence[BackendStatus]) -> ModelState:
     """The best of them: what a request for one of the models would find at best."""
     order: list[ModelState] = ["ready", "asleep", "loading", "failed"]
-    return min((status.state for status in statuses), key=order.index)
+    return min((status.state for status in statuses), key=order.index, default="loading")
 
 
 def _last_error(statuses: Sequence[BackendStatus]) -> str | None:

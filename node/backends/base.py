@@ -50,6 +50,11 @@ class Backend(ABC):
     """What the node's record says of the model, state included."""
     load: ModelLoad
     changed: Callable[[], None]
+    gives_tokens: bool = True
+    """Whether its answers name their tokens, so that others can go on behind them, and readers come back to them."""
+
+    expected: bool = True
+    """Whether it counts as loading while it has no models; one that is not expected to have any does not count at all then."""
 
     def entries(self) -> Sequence[ModelEntry]:
         """All its models: for most backends the only one."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from mesh.beyond_text import refuse_begun
 from mesh.errors import Unavailable
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
@@ -52,6 +53,8 @@ class HookSettings:
 class HookedModel:
     """A `Switchable` that runs hooks."""
 
+    gives_tokens = False
+
     def __init__(self, settings: HookSettings, client: Client) -> None:
         self.entry = ModelEntry(
             id=settings.model,
@@ -85,6 +88,7 @@ class HookedModel:
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on its server. Raises MeshError."""
+        refuse_begun(request, request.model)
         self._running += 1
         try:
             await self._client.infer(f"http://127.0.0.1:{self._settings.port}", request, emit)

@@ -26,6 +26,7 @@ class Loadable(Protocol):
     entry: ModelEntry
     load: ModelLoad
     changed: Callable[[], None]
+    gives_tokens: bool
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As a backend's."""
@@ -48,6 +49,11 @@ class Loaded:
 
     def __init__(self, backend: Loadable) -> None:
         self._backend = backend
+
+    @property
+    def gives_tokens(self) -> bool:
+        """The backend's."""
+        return self._backend.gives_tokens
 
     @property
     def entry(self) -> ModelEntry:
