@@ -175,6 +175,8 @@ def _add_bench(verbs: _Verbs) -> None:
     engine.add_argument("model", type=Path, nargs="?", metavar="PATH", help="a model directory (default: the demo model)")
     engine.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:N (default: auto)")
     engine.add_argument("--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16 or float16 (default: auto)")
+    engine.add_argument("--weights", default="auto", metavar="KIND", help="auto or int8 (default: auto)")
+    engine.add_argument("--threads", type=_count, metavar="N", help="on a CPU (default: as many as are found best)")
     engine.add_argument(
         "--requests", type=_count, nargs="+", default=[1, 8, 32], metavar="N", help="so many at once (default: 1 8 32)"
     )
@@ -182,7 +184,7 @@ def _add_bench(verbs: _Verbs) -> None:
     engine.add_argument("--tokens", type=_count, default=64, metavar="TOKENS", help="of each answer (default: 64)")
     engine.add_argument("--rounds", type=_count, default=3, metavar="N", help="the figures are medians of them (default: 3)")
     engine.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    engine.add_argument("--svg", type=Path, metavar="FILE", help="draw the throughput there")
+    engine.add_argument("--svg", type=Path, metavar="FILE", help="draw the figures there")
     engine.set_defaults(act=_bench_engine)
 
 
@@ -282,6 +284,8 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
             model=(arguments.model or demo_model_path()).expanduser(),
             device=arguments.device,
             dtype=arguments.dtype,
+            weights=arguments.weights,
+            threads=arguments.threads,
             requests=tuple(dict.fromkeys(arguments.requests)),
             prompt=arguments.prompt,
             tokens=arguments.tokens,

@@ -12,7 +12,7 @@ import random
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +20,7 @@ import trio
 from rich.console import Console
 from rich.progress import Progress
 
-from bootstrap.chart import Bar, bars
+from bootstrap.chart import Bar, Panel, panels
 from bootstrap.tables import show
 from mesh.errors import BackendFailed, BadRequest, Misconfigured
 from mesh.messages.inference import Delta, InferenceRequest
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mesh.messages.inference import Event
+    from mesh.messages.worker import Ready
 
 SHARED = 512
 """Tokens of the prefix that is computed once and then known."""
@@ -48,6 +49,8 @@ class BenchSettings:
     model: Path
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "auto"
+    threads: int | None = None
     requests: tuple[int, ...] = (1, 8, 32)
     prompt: int = 64
     tokens: int = 64
@@ -89,6 +92,19 @@ class Result:
     tokens: int
     rows: list[Row]
     known_prefix: float | None
+    device: str = ""
+    device_name: str = ""
+    weights: str = ""
+    """How they are kept where that is not in `dtype`: `int8`."""
+    threads: int = 0
+    """That computed on the CPU."""
+
+    @property
+    def title(self) -> str:
+        """What was measured, in a line."""
+        kept = f"{self.dtype}, {self.weights} weights" if self.weights else self.dtype
+        threads = f" with {self.threads} {'thread' if self.threads == 1 else 'threads'}" if self.threads else ""
+        return f"{self.model}: {kept} on {self.device or 'the engine'}{threads}"
 
 
 def bench_engine(settings: BenchSettings) -> Result:
@@ -99,6 +115,7 @@ def bench_engine(settings: BenchSettings) -> Result:
         result = trio.run(_measured, settings)
     except BaseExceptionGroup as group:
         raise _first(group) from None
+    print(f"{result.title}; {result.prompt} tokens of prompt, {result.tokens} of answer", file=sys.stderr)
     show(
         ("requests", "tokens/s", "first token, ms", "gap p50, ms", "gap p99, ms"),
         [
@@ -117,12 +134,29 @@ def bench_engine(settings: BenchSettings) -> Result:
 def _write(settings: BenchSettings, result: Result) -> None:
     try:
         if settings.json is not None:
-            settings.json.write_text(json.dumps(asdict(result), indent=1) + "\n")
+            settings.json.write_text(json.dumps(asdict(result, dict_factory=_rounded), indent=1) + "\n")
         if settings.svg is not None:
-            chart = [Bar(f"{row.requests} at once", row.tokens_per_second) for row in result.rows]
-            settings.svg.write_text(bars(f"{result.model}, {result.dtype}", "tokens/s", chart))
+            settings.svg.write_text(drawn(result))
     except OSError as error:
         raise Misconfigured(f"the result cannot be written: {error}; name a file in a folder that is there") from error
+
+
+def drawn(result: Result) -> str:
+    """The figures as a picture."""
+    kinds = (
+        ("tokens per second, all together", "tokens_per_second"),
+        ("milliseconds to the first token", "first_token_ms"),
+        ("milliseconds between tokens, median", "gap_p50_ms"),
+    )
+    return panels(
+        result.title,
+        [Panel(unit, [Bar(f"{row.requests} at once", getattr(row, name), name) for row in result.rows]) for unit, name in kinds],
+    )
+
+
+def _rounded(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """More digits than were measured say nothing."""
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in pairs}
 
 
 def _first(error: BaseException) -> BaseException:
@@ -140,6 +174,8 @@ async def _measured(settings: BenchSettings) -> Result:
             path=settings.model.resolve(),
             device=settings.device,
             dtype=settings.dtype,
+            weights=settings.weights,
+            threads=settings.threads,
             slots=max(settings.requests),
         ),
         on_loading=loading.loading,
@@ -150,9 +186,23 @@ async def _measured(settings: BenchSettings) -> Result:
         if backend.entry.state != "ready":
             status = backend.status()
             raise (Misconfigured if status.refused else BackendFailed)(status.last_error or "the worker did not start")
-        result = await Bench(backend, settings).run()
+        result = _told(await Bench(backend, settings).run(), backend.status().worker)
         nursery.cancel_scope.cancel()
     return result
+
+
+def _told(result: Result, worker: Ready | None) -> Result:
+    """With what the worker says of itself."""
+    if worker is None:
+        return result
+    return replace(
+        result,
+        dtype=worker.dtype,
+        device=worker.device,
+        device_name=worker.device_name,
+        weights=worker.weights,
+        threads=worker.threads,
+    )
 
 
 class Bench:

@@ -41,17 +41,19 @@ class Attempt:
         resumes: bool = False,
         attaches: bool = False,
         may_sleep: bool = False,
+        continues: bool = False,
         race: Race | None = None,
     ) -> None:
         """`numerics` as the node announces it. `resumes`: behind what another one gave; `attaches`: it goes on with its own.
 
         `may_sleep`: the model shares an accelerator there. Until its node accepts the request, that node's own limits hold.
-        `race`: it is not alone.
+        `race`: it is not alone. `continues`: where it gives text without tokens, another node could go on behind it.
         """
         self._node = node
         self._numerics = numerics
         self._resumes = resumes
         self._attaches = attaches
+        self._continues = continues
         self._race = race
         self._beaten = False
         self._fault: MeshError | None = None
@@ -189,7 +191,7 @@ class Attempt:
         elif self._resumes:
             self._delivery.resume(self._node, self._accepted, self._numerics)
         else:
-            self._delivery.start(self._node, self._accepted, self._numerics)
+            self._delivery.start(self._node, self._accepted, self._numerics, continues=self._continues)
 
     def _on_done(self, event: Done) -> None:
         if self._delivery.ended or self.scope.cancel_called:

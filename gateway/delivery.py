@@ -3,10 +3,10 @@
 1. The client sees at most one `Accepted`: it is held back until the first `Delta` or `Done`, so that it names the node that won.
 2. The client sees each token once, in order: an event that leaves a gap, says a token again, belongs to no choice that was asked
    for or comes after the last token that the request allows, is not passed on.
-3. Another node may go on behind the tokens in `given`, or start over while the client has seen nothing. An answer that is taken
-   in one piece is held back until its `Done`, so that the client has seen nothing of it. One that grows over `MAX_HELD` events or
-   `MAX_HELD_CHARACTERS` is not held any longer.
-4. Going on is exact when all nodes of the answer compute alike: equal `numerics`.
+3. Another node may go on behind the tokens in `given`, behind `text` where its service has no tokens and can do that, or start
+   over while the client has seen nothing. An answer that is taken in one piece is held back until its `Done`, so that the client
+   has seen nothing of it. One that grows over `MAX_HELD` events or `MAX_HELD_CHARACTERS` is not held any longer.
+4. Going on is exact when all nodes of the answer compute alike: equal `numerics`. Behind a text it never is.
 5. `keeper` is the node that works on it, if it keeps what it gives out: on another link to it the same work goes on.
 """
 
@@ -21,6 +21,7 @@ import trio
 
 from gateway.course import Course
 from gateway.nonsense import MOST_TOKENS
+from gateway.said import SaidText
 from gateway.streams.token import ResumeToken
 from mesh.errors import BackendFailed
 from mesh.messages.inference import Delta
@@ -53,8 +54,8 @@ class Delivery:
         """When the client was first told of a node."""
         self.most = MOST_TOKENS
         """Tokens that a choice can have."""
-        self._pieces = 0
-        """Of text without tokens."""
+        self.text = SaidText()
+        """What came without tokens."""
         self._streamed = streamed
         self._resumable = resumable
         self._keep_secret = keep
@@ -81,6 +82,11 @@ class Delivery:
         return sum(map(len, self.given.values()))
 
     @property
+    def progress(self) -> int:
+        """Tokens and pieces of text so far."""
+        return self.tokens + self.text.pieces
+
+    @property
     def most_in_all(self) -> int:
         """Tokens that all choices together can have."""
         return self.most * self._choices
@@ -98,15 +104,28 @@ class Delivery:
     @property
     def can_go_on(self) -> bool:
         """True when another node can continue behind what was given."""
-        return self._resumable and not self.ended and 0 < self.tokens <= MAX_GIVEN
+        return self._resumable and not self.ended and not self.text.pieces and 0 < self.tokens <= MAX_GIVEN
+
+    @property
+    def can_continue(self) -> bool:
+        """True when another node can continue behind the text that was given, in a way."""
+        return self._resumable and self.started and not self.ended and not self.given and self.text.usable
+
+    def continuing(self, request: InferenceRequest) -> InferenceRequest:
+        """The request for the node that does."""
+        return msgspec.structs.replace(request, prior=[], said=self.text.said)
 
     def going_on(self, request: InferenceRequest) -> InferenceRequest:
         """The request for the node that continues."""
         last = max(self.given, default=-1)
         return msgspec.structs.replace(request, prior=[list(self.given.get(choice, ())) for choice in range(last + 1)])
 
-    def start(self, node: PeerId, accepted: Accepted, numerics: str) -> None:
-        """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten."""
+    def start(self, node: PeerId, accepted: Accepted, numerics: str, *, continues: bool = False) -> None:
+        """Tell the client that `node` answers, from the first token on. What it has not seen of another one is forgotten.
+
+        `continues`: another node could go on behind a text of it.
+        """
+        self.text.begin(kept=continues)
         self.numerics = numerics
         self.begun_at = self.begun_at or trio.current_time()
         self.given.clear()
@@ -165,10 +184,8 @@ class Delivery:
         if delta.token_ids:
             self._keep(delta)
         elif delta.text or delta.reasoning or delta.tool_calls:
-            # Text without tokens cannot be told from text that another node would say again.
-            self._resumable = False
-            self._pieces += 1
-            if self._pieces > MOST_PIECES_OF_A_TOKEN * self.most_in_all:
+            self.text.add(delta)
+            if self.text.pieces > MOST_PIECES_OF_A_TOKEN * self.most_in_all:
                 raise BackendFailed("the node goes on behind the last token that the request allows", code="too_many_tokens")
         self.emit(delta)
 

@@ -1,8 +1,8 @@
 """Dispatch: an inference service that finds a node for each request, and another one when that fails.
 
 1. A request that a node fails goes to the next node in the policy's order. Where tokens were given already, that node goes on
-   behind them; where it cannot, because the service knows no tokens or the client wants none of it, a loss is
-   `stream_interrupted`, unless the client has seen nothing yet.
+   behind them; where the service knows no tokens, behind the text, if it can. Where it cannot, or the client wants none of it, a
+   loss is `stream_interrupted`, unless the client has seen nothing yet.
 2. A client sees exactly one end: `Done`, or one error; and no `Delta` twice.
 3. A request does not fail for a node's sake while another node is ready, unless it failed on `max_failures` of them.
 4. No node is waited for longer than `queue_wait`, none that loads the model longer than `loading_wait`, no first token longer
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -34,10 +34,11 @@ from gateway.nonsense import IN_ANSWERS, most_tokens
 from gateway.routing.demand import demand_of
 from gateway.routing.filters import refuse_task
 from gateway.routing.snapshot import entry_of
-from gateway.search import Search, interrupted, is_failure, may_retry
+from gateway.search import Search, interrupted, is_begun, is_failure, may_retry
 from gateway.stall import StallWatch
 from mesh.errors import MeshError, TimedOut, Unavailable
 from mesh.messages.link import Attach
+from mesh.openai.remote.continuing import can_be_continued
 from mesh.service import paced
 
 if TYPE_CHECKING:
@@ -211,8 +212,8 @@ class Dispatch:
         # No node needs to know from where it came.
         request = msgspec.structs.replace(request, client="")
         while True:
-            node = self._back_to(delivery, search) or await self._next_node(search)
-            before = delivery.tokens
+            node = self._back_to(delivery, search) or await self._another(request, search)
+            before = delivery.progress
             lost = await self._let_answer(node, request, delivery, search)
             if lost is None:
                 return
@@ -221,8 +222,8 @@ class Dispatch:
             if delivery.keeper == node.peer_id and error.code != "link_lost":
                 delivery.keeper = None
             request = self._after(error, search, request, delivery)
-            delivery.course.take("go_on" if request.prior else "start_over")
-            if delivery.tokens > before:
+            delivery.course.take("go_on" if is_begun(request) else "start_over")
+            if delivery.progress > before:
                 search.advanced(node.peer_id, error, patience=limits.resume_wait)
             else:
                 search.failed(node.peer_id, error)
@@ -231,7 +232,7 @@ class Dispatch:
     def _pay(self, error: MeshError, request: InferenceRequest, search: Search) -> None:
         """Raises what the client is told when too many requests start over already."""
         budget = self.retries if is_failure(error) else self.busy_retries
-        if not request.prior and not budget.withdraw():
+        if not is_begun(request) and not budget.withdraw():
             raise search.verdict()
 
     async def _let_answer(
@@ -242,7 +243,7 @@ class Dispatch:
         async def attempt(node: PeerView, race: Race | None = None) -> None:
             await self._attempt(node, request, delivery, search, race)
 
-        patience = None if request.prior else self.hedging.patience(request)
+        patience = None if is_begun(request) else self.hedging.patience(request)
         if patience is None:
             try:
                 await attempt(node)
@@ -269,6 +270,10 @@ class Dispatch:
         if delivery.can_go_on:
             search.numerics = delivery.numerics
             return delivery.going_on(request)
+        if delivery.can_continue:
+            search.demand = replace(search.demand, behind_text=True)
+            delivery.keeper = None
+            return delivery.continuing(request)
         if delivery.started:
             raise interrupted(error) from error
         return msgspec.structs.replace(request, prior=[])
@@ -279,6 +284,14 @@ class Dispatch:
         if view is None or view.link is None or view.link.closed.is_set() or search.exhausted:
             return None
         return view
+
+    async def _another(self, request: InferenceRequest, search: Search) -> PeerView:
+        try:
+            return await self._next_node(search)
+        except MeshError as error:
+            if request.said is None:
+                raise
+            raise interrupted(error) from error
 
     async def _next_node(self, search: Search) -> PeerView:
         """The best node that was not tried. Waits a little for one when all that could answer are away."""
@@ -336,12 +349,13 @@ class Dispatch:
             may_sleep=entry is not None and entry.wake_seconds > 0,
             stall=self._limits.stall,
             numerics=entry.numerics if entry is not None else "",
-            resumes=bool(request.prior),
+            resumes=is_begun(request),
+            continues=entry is not None and entry.capabilities.continues and can_be_continued(request),
             attaches=delivery.keeper == node.peer_id,
             race=race,
         )
         delivery.most = most_tokens(request, entry)
-        spare = partial(self._has_spare, search, node)
+        spare = partial(self._has_spare, search, node, delivery)
         request = _with_time_left(request, delivery)
         delivery.attempts += 1
         seen.begin(trio.current_time())
@@ -362,9 +376,11 @@ class Dispatch:
             if race is not None:
                 race.leave(attempt)
 
-    def _has_spare(self, search: Search, node: PeerView) -> bool:
+    def _has_spare(self, search: Search, node: PeerView, delivery: Delivery) -> bool:
         """Whether another node than this one could go on."""
-        return bool(self.router.rank(search.model, demand=search.demand, without={node.peer_id, *search.tried}))
+        demand = replace(search.demand, behind_text=search.demand.behind_text or delivery.can_continue)
+        others = self.router.rank(search.model, demand=demand, without={node.peer_id, *search.tried})
+        return bool(others) and (not delivery.started or delivery.can_go_on or delivery.can_continue)
 
     @staticmethod
     async def _ask(link: Link | Loopback, request: InferenceRequest, delivery: Delivery, emit: Emit) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from gateway.routing.demand import Demand
     from mesh.identity import PeerId
+    from mesh.messages.inference import InferenceRequest
     from mesh.registry import PeerView
 
 OUT_OF_DATE = frozenset(("model_not_found", "request_in_progress", "stream_not_found"))
@@ -100,6 +101,11 @@ def is_failure(error: MeshError) -> bool:
     if isinstance(error, Unavailable):
         return error.code == "link_lost"
     return error.retriable and not isinstance(error, Busy)
+
+
+def is_begun(request: InferenceRequest) -> bool:
+    """True when some of the answer was given out already."""
+    return bool(request.prior) or request.said is not None
 
 
 def interrupted(error: MeshError) -> MeshError:

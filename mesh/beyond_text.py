@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from mesh.errors import BadRequest
+from mesh.errors import BadRequest, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
 
 Extra = Literal["n", "logprobs", "response_format", "tool_choice", "echo"]
+CANNOT_GO_ON = "cannot_go_on"
 EXTRAS: tuple[Extra, ...] = ("n", "logprobs", "response_format", "tool_choice", "echo")
 
 
@@ -22,6 +23,14 @@ def refuse(request: InferenceRequest, who: str, extras: Iterable[Extra] = EXTRAS
             raise BadRequest(
                 f"{who} cannot honour {name}; leave it out, or use another model", code="unsupported_parameter", param=name
             )
+
+
+def refuse_begun(request: InferenceRequest, who: str, *, behind_text: bool = False) -> None:
+    """Raises Unavailable for an answer that another node has begun. `behind_text`: `who` can go on where its text is known."""
+    if any(request.prior) or (request.said is not None and not behind_text):
+        raise Unavailable(
+            f"{who} cannot go on with an answer that was begun elsewhere; send the request again", code=CANNOT_GO_ON
+        )
 
 
 def _asked(request: InferenceRequest, name: Extra) -> bool:

@@ -50,7 +50,7 @@ async def serve(program: Program, config: NodeConfig) -> None:
     try:
         built = build(config, on_loading=progress.loading)
         if config.auto_discover:
-            built = [*built, *await build_found(config, built)]
+            built = [*built, build_found(config, built)]
         await Node(program, config, built, progress).run()
     finally:
         progress.close()
@@ -65,7 +65,7 @@ class Node:
         self._backends = [backend for each in built for backend in each.backends]
         self._progress = progress
         self._service = NodeService(self._backends)
-        self._keeper = Keeper(self._service)
+        self._keeper = Keeper(self._service, keeps=self._service.gives_tokens)
         self._outlets = Outlets(built, self._service, keys=Keys.read(config.api_keys) if config.api_keys else None)
         self._leftovers = Leftovers(program.state_dir / FILE)
 

@@ -44,6 +44,14 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Option(help="How weights are computed; auto is the checkpoint's own.")
     ] = "auto"
+    weights: Annotated[
+        Literal["auto", "int8"],
+        Option(help="How weights are kept: auto is as they are computed, int8 rounds those of linear layers, on a CPU."),
+    ] = "auto"
+    threads: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=4096)] | None,
+        Option(help="Threads that compute a model on a CPU.", default_help="those that were found best when it was loaded"),
+    ] = None
     slots: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=4096)] | None,
         Option(help="Requests computed at the same time, per model.", default_help="the engine's choice"),
@@ -101,7 +109,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True):
     auto_discover: Annotated[
         bool,
         Option(
-            help="Serve what other model servers of this machine have, found at their usual ports when the node starts.",
+            help="Serve what other model servers of this machine have, found at their usual ports, as they come and go.",
             environment=("HF_AUTO_DISCOVER",),
         ),
     ] = False

@@ -99,8 +99,9 @@ class Guard:
         signal.set_wakeup_fd(-1)
         for number in _RESTORED:
             signal.signal(number, signal.SIG_DFL)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY) if what["stdin"] is None else what["stdin"], 0)
+        if what["stdin"] is not None:
+            os.close(what["stdin"])
         if what["directory"]:
             os.chdir(what["directory"])
         environment = os.environ if what["environment"] is None else what["environment"]

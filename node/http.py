@@ -129,7 +129,7 @@ def _works(status: BackendStatus) -> bool:
 def _state(statuses: Sequence[BackendStatus]) -> ModelState:
     """The best of them: what a request for one of the models would find at best."""
     order: list[ModelState] = ["ready", "asleep", "loading", "failed"]
-    return min((status.state for status in statuses), key=order.index)
+    return min((status.state for status in statuses), key=order.index, default="loading")
 
 
 def _last_error(statuses: Sequence[BackendStatus]) -> str | None:
@@ -144,8 +144,17 @@ def _describe(model: str, status: BackendStatus) -> dict[str, Any]:
         "uptime": status.uptime,
         "restart_count": status.restarts,
         "last_error": status.last_error,
+        "worker": _worker(status),
         "metrics": _metrics(status),
     }
+
+
+def _worker(status: BackendStatus) -> dict[str, Any] | None:
+    """How the built-in engine computes the model; None where there is no such engine, or the model is not ready."""
+    if status.worker is None:
+        return None
+    names = ("device", "device_name", "dtype", "weights", "threads", "slots", "parameters", "architecture")
+    return {name: getattr(status.worker, name) for name in names}
 
 
 def _metrics(status: BackendStatus) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@
 4. Who does not name both the secret and the tenant is told `stream_not_found`, as if there were nothing.
 5. Streams and bytes are bounded for each tenant and for all. Those that ended first go first; where none has ended, a request
    runs without being kept, and one that grows too long is kept no longer.
+6. An answer that names no tokens is not kept: nobody could say how much of it came.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from mesh.service import error_of, fail_of, paced
 from node.kept_stream import KeptStream
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.link import Attach
     from mesh.service import Emit, InferenceService
@@ -50,8 +53,16 @@ class KeepingLimits:
 class Keeper:
     """A `KeepingService` in front of another service. `run` must be running before the first request."""
 
-    def __init__(self, service: InferenceService, *, limits: KeepingLimits | None = None) -> None:
+    def __init__(
+        self,
+        service: InferenceService,
+        *,
+        limits: KeepingLimits | None = None,
+        keeps: Callable[[InferenceRequest], bool] = lambda _: True,
+    ) -> None:
+        """`keeps` tells for which requests it is of use."""
         self._service = service
+        self._keeps = keeps
         self._limits = limits or KeepingLimits()
         self._streams: dict[bytes, KeptStream] = {}
         self._ended: dict[bytes, KeptStream] = {}
@@ -78,7 +89,8 @@ class Keeper:
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request, kept when it asks for it and there is room. Raises what the service raises, Conflict."""
-        if self._nursery is None or not request.keep or request.task == "embedding" or not self._make_way(request):
+        wanted = request.keep and request.task != "embedding" and self._keeps(request)
+        if self._nursery is None or not wanted or not self._make_way(request):
             await self._service.infer(request, emit)
             return
         stream = KeptStream(request, self._grew)

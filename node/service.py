@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from mesh.errors import Conflict, NotFound, TimedOut, Unavailable
+from mesh.beyond_text import refuse_begun
+from mesh.errors import Conflict, MeshError, NotFound, TimedOut, Unavailable
 from node.backends.usage import Usage
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ class NodeService:
 
     @property
     def backends(self) -> dict[str, Backend]:
-        """By model id, which the first to have it keeps; a backend whose models nobody knows yet is there under its own id."""
+        """By model id, which the first to have it keeps; one whose models are expected and unknown is there under its own."""
         found: dict[str, Backend] = {}
         for backend in self._backends:
-            for entry in backend.entries() or (backend.entry,):
+            for entry in backend.entries() or ((backend.entry,) if backend.expected else ()):
                 found.setdefault(entry.id, backend)
         return found
 
@@ -98,11 +99,20 @@ class NodeService:
                 found.setdefault(model, msgspec.structs.replace(load, uptime=uptime))
         return found
 
+    def gives_tokens(self, request: InferenceRequest) -> bool:
+        """Whether the answer to it will name its tokens."""
+        try:
+            return self._backend_of(request.model).gives_tokens
+        except MeshError:
+            return False
+
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on the backend that serves its model. Raises NotFound, Conflict, Unavailable, TimedOut."""
         if self.draining:
             raise Unavailable("this node is shutting down; send the request to another one", code="draining")
         backend = self._backend_of(request.model)
+        if request.said is not None and backend.gives_tokens:
+            refuse_begun(request, request.model)
         if request.request_id in self._running:
             raise Conflict(f"request {request.request_id} is running here already", code="request_in_progress")
         self._running.add(request.request_id)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from gateway.registry_view.offers import offers, serving
+from mesh.beyond_text import refuse_begun
 from mesh.errors import BadRequest, Busy, MeshError, NotFound, Unavailable
 from mesh.messages.inference import Accepted
 
@@ -58,6 +59,7 @@ class Requests:
             await self._idle.wait()
 
     async def _search(self, request: InferenceRequest, once: _Once) -> None:
+        refuse_begun(request, request.model)
         services = serving(self._services.values(), request.model)
         error = self._nobody(request.model)
         for service in sorted(services, key=_burden):

@@ -42,6 +42,8 @@ class Demand:
     client: bytes = b""
     """Where it came from; counts where nothing better says what it belongs to."""
     blocks: tuple[bytes, ...] = ()
+    behind_text: bool = False
+    """It goes on with an answer of which only the text is known."""
 
 
 def demand_of(request: InferenceRequest) -> Demand:

@@ -90,6 +90,8 @@ def objection(view: PeerView, entry: ModelEntry, demand: Demand) -> str | None:
         return f"its model is {state}"
     if not does(entry, demand.task):
         return f"its model is for {' and '.join(tasks_of(entry))}, the request is for {demand.task}"
+    if demand.behind_text and not entry.capabilities.continues:
+        return "it cannot go on with an answer of which only the text is known"
     if not all(role in entry.roles for role in WHOLE):
         return f"it only does {' and '.join(entry.roles) or 'nothing'}"
     return None

@@ -38,6 +38,13 @@ class Reader(msgspec.Struct, frozen=True, omit_defaults=True):
     include_usage: bool = False
 
 
+class Said(msgspec.Struct, frozen=True):
+    """An answer so far, of which only the text is known. `pieces`: in how many it came."""
+
+    text: str
+    pieces: int
+
+
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, as the gateway accepted it; resuming it elsewhere sends the same bytes.
 
@@ -105,6 +112,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     reader: Reader | None = None
     prior: list[list[int]] = []
     """Per choice the token ids that another node gave out already: the answer goes on behind them, as if never interrupted."""
+    said: Said | None = None
+    """What another node gave out already that knows no tokens: the answer goes on behind it, as well as it can be done."""
 
 
 class Usage(msgspec.Struct, frozen=True):

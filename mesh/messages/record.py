@@ -20,6 +20,8 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     protocols: list[str] = []
     max_batch: int = 0
     """Requests that are computed together at most; 0 where nobody tells."""
+    continues: bool = False
+    """It goes on with an answer of which only the text is known."""
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

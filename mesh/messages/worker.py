@@ -46,10 +46,15 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     device_name: str
     device_memory: int
     dtype: str
+    """What it computes in."""
     weights_digest: str
     numerics: str
     architecture: str
     batching: bool = True
+    weights: str = ""
+    """How weights are kept where that is not in `dtype`: `int8`."""
+    threads: int = 0
+    """That compute on the CPU; 0 on an accelerator, and for embeddings."""
     adapters: dict[str, str] = {}
     """Digests of the adapters that are served beside it, by name."""
     tasks: list[str] = msgspec.field(default_factory=lambda: ["chat", "completion"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mesh.messages.inference import InferenceRequest
     from mesh.messages.link import ModelLoad
     from mesh.messages.record import ModelEntry, ModelState
-    from mesh.messages.worker import Alive
+    from mesh.messages.worker import Alive, Ready
     from mesh.service import Emit
 
 
@@ -39,6 +39,8 @@ class BackendStatus:
     """What the built-in engine last told of itself; None for other backends, and before it told anything."""
     note: str | None = None
     """What else there is to say of its state, for people."""
+    worker: Ready | None = None
+    """What the built-in engine's worker said of itself when the model was ready; None for other backends."""
     heard: float | None = None
     """Seconds since anything was heard of it."""
 
@@ -50,6 +52,11 @@ class Backend(ABC):
     """What the node's record says of the model, state included."""
     load: ModelLoad
     changed: Callable[[], None]
+    gives_tokens: bool = True
+    """Whether its answers name their tokens, so that others can go on behind them, and readers come back to them."""
+
+    expected: bool = True
+    """Whether it counts as loading while it has no models; one that is not expected to have any does not count at all then."""
 
     def entries(self) -> Sequence[ModelEntry]:
         """All its models: for most backends the only one."""

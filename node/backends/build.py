@@ -17,13 +17,14 @@ from node.backends.anthropic.server import URL as ANTHROPIC_URL
 from node.backends.anthropic.server import AnthropicServer, secrets
 from node.backends.argv import arguments
 from node.backends.cli import CliBackend
-from node.backends.discovery import discover
+from node.backends.found import FoundBackend
 from node.backends.keys import key_of
 from node.backends.mock import MockBackend, parse_mock
 from node.backends.plan import plan
 from node.backends.program import ProgramBackend
 from node.backends.remote import RemoteBackend
 from node.backends.servers import OpenAIServer
+from node.backends.settings import BackendSettings
 from node.backends.torch import TorchBackend, TorchSettings, require_worker_packages
 from node.backends.unit import Unit
 from node.http import free_pair, url_of
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from mesh.messages.worker import Loading
     from node.backends.base import Backend
-    from node.backends.settings import BackendSettings
     from node.config import NodeConfig
 
     OnLoading = Callable[[str, Loading], None]
@@ -139,16 +139,18 @@ def _turns(config: NodeConfig) -> MultiplexerSettings:
     return next(iter(config.multiplexer), MultiplexerSettings())
 
 
-async def build_found(config: NodeConfig, built: Sequence[Built]) -> Sequence[Built]:
-    """Backends for what other programs of this machine serve, beside those that were configured."""
+def build_found(config: NodeConfig, built: Sequence[Built]) -> Built:
+    """A backend for what other programs of this machine serve now and later, beside those that were configured."""
     own = {number for each in built for number in (each.unit.port, each.unit.port + 1)}
     names = {each.unit.id for each in built}
-    units = [
-        Unit(settings=settings, id=settings.id, host=config.host, check_interval=config.check_interval)
-        for settings in await discover(own)
-        if settings.id not in names
-    ]
-    return [Built(unit, _made(config, unit)) for unit in units]
+    name = next(name for number in range(len(names) + 1) if (name := f"found-{number}" if number else "found") not in names)
+
+    def make(settings: BackendSettings) -> RemoteBackend:
+        unit = Unit(settings=settings, id=settings.id, host=config.host, check_interval=config.check_interval)
+        return _remote(unit)
+
+    unit = Unit(settings=BackendSettings(type="openai", id=name), id=name, host=config.host)
+    return Built(unit, [FoundBackend(make, own)])
 
 
 def _made(config: NodeConfig, unit: Unit, on_loading: OnLoading | None = None, *, is_first: bool = False) -> Sequence[Backend]:
@@ -159,8 +161,7 @@ def _made(config: NodeConfig, unit: Unit, on_loading: OnLoading | None = None, *
         case "mock":
             return _mocks(unit.settings)
         case "openai":
-            url = _url(unit.settings, OPENAI_URL)
-            return [RemoteBackend(unit, OpenAIServer(url, _client(unit.settings, url), unit.settings.tasks))]
+            return [_remote(unit)]
         case "anthropic":
             return [_anthropic(unit)]
         case "cli":
@@ -171,6 +172,11 @@ def _made(config: NodeConfig, unit: Unit, on_loading: OnLoading | None = None, *
         case _:
             url = _url(unit.settings, url_of(unit.host, unit.port))
             return [ProgramBackend(unit, OpenAIServer(url, _client(unit.settings, url), unit.settings.tasks))]
+
+
+def _remote(unit: Unit) -> RemoteBackend:
+    url = _url(unit.settings, OPENAI_URL)
+    return RemoteBackend(unit, OpenAIServer(url, _client(unit.settings, url), unit.settings.tasks))
 
 
 def _with_port(unit: Unit) -> Unit:
@@ -306,6 +312,8 @@ def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path, adap
         aliases=tuple(unit.settings.aliases),
         device=config.device,
         dtype=config.dtype,
+        weights=unit.settings.weights or config.weights,
+        threads=config.threads,
         slots=config.slots,
         context=config.context,
         cache_mib=config.cache_mib,

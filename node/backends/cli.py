@@ -1,6 +1,7 @@
 """A backend that is a command-line tool: started for every request, fed on stdin, its stdout is the answer.
 
-1. One process for each request, in a session of its own; it ends with the request, whoever ends that: SIGTERM, `grace`, SIGKILL.
+1. One process for each request, in a session of its own under a guard (`node.process`); it ends with the request, whoever ends
+   that: SIGTERM, `grace`, SIGKILL; and with the node.
 2. It gets `request_timeout` seconds and may say `max_output` bytes; `max_requests` of them run at once, a few more may wait.
 3. What it writes is passed on as it comes, cut between characters. Token limits and sampling are not its business.
 4. Its exit code is the judge: not 0 is a failure. What it wrote to stderr is for the operator, not for the client.
@@ -10,16 +11,13 @@ from __future__ import annotations
 
 import codecs
 import logging
-import signal
-import subprocess
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
-from mesh.beyond_text import refuse
+from mesh.beyond_text import refuse, refuse_begun
 from mesh.errors import BackendFailed, Busy, MeshError, TimedOut
 from mesh.messages.inference import Accepted
 from mesh.messages.link import ModelLoad
@@ -28,7 +26,7 @@ from mesh.openai.remote.pieces import Pieces
 from mesh.service import room
 from node.backends.argv import check_program, child_environment, program_of
 from node.backends.base import Backend, BackendStatus, nobody_listens
-from node.process import kill_group
+from node.process import ChildProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,15 +38,14 @@ if TYPE_CHECKING:
 PARALLEL = 4
 WAITING = 16
 """Requests that may wait for each that may run."""
-_KEPT = 2000
-"""Bytes of stderr that are kept."""
-_CHUNK = 4096
 
 logger = logging.getLogger(__name__)
 
 
 class CliBackend(Backend):
     """One tool under one or several names; see the head of this file."""
+
+    gives_tokens = False
 
     def __init__(self, unit: Unit) -> None:
         """Raises Misconfigured when there is no such tool."""
@@ -105,6 +102,7 @@ class CliBackend(Backend):
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run the tool once. Raises Busy, BadRequest, TimedOut, and BackendFailed when it fails."""
         refuse(request, "a command-line tool")
+        refuse_begun(request, "a command-line tool")
         await self._take_turn(request.model)
         try:
             await self._answer(request, emit)
@@ -145,84 +143,45 @@ class CliBackend(Backend):
             raise
 
     async def _run(self, call: _Call, prompt: bytes) -> None:
+        child = ChildProcess(
+            self._argv,
+            environment=child_environment(self._settings),
+            directory=self._settings.work_dir,
+            grace=self._settings.grace,
+            feed=prompt,
+            on_output=call.listen,
+        )
         try:
-            process = await trio.lowlevel.open_process(
-                self._argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=child_environment(self._settings),
-                cwd=self._settings.work_dir,
-                start_new_session=True,
-            )
+            with call.scope:
+                await child.run()
         except OSError as error:
             raise BackendFailed(f"the tool cannot be started: {error.strerror}", code="tool_failed") from error
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(call.tell, process, prompt)
-                nursery.start_soon(call.listen, process, nursery.cancel_scope)
-                nursery.start_soon(call.keep_errors, process)
-                await process.wait()
-                # What it left behind must not hold its pipes open.
-                kill_group(process.pid, signal.SIGKILL)
         finally:
-            await self._end(process)
-            call.returncode = process.returncode
-
-    async def _end(self, process: trio.Process) -> None:
-        with trio.CancelScope(shield=True):
-            if process.returncode is None:
-                kill_group(process.pid, signal.SIGTERM)
-                with trio.move_on_after(self._settings.grace):
-                    await process.wait()
-            kill_group(process.pid, signal.SIGKILL)
-            await process.wait()
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                assert pipe is not None
-                await pipe.aclose()
+            call.returncode = child.returncode
+            call.complaint = child.lines[-1][:300] if child.lines else "nothing on stderr"
 
 
 class _Call:
-    """One run of the tool."""
+    """One run of the tool. `scope` ends it; `complaint` is the last line of its stderr."""
 
     def __init__(self, limit: int, pieces: Pieces, emit: Emit) -> None:
+        self.scope = trio.CancelScope()
         self.returncode: int | None = None
+        self.complaint = ""
         self._limit = limit
         self._pieces = pieces
         self._emit = emit
         self._said = 0
-        self._errors: deque[int] = deque(maxlen=_KEPT)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    async def tell(self, process: trio.Process, prompt: bytes) -> None:
-        """Feed it. A tool that does not read to the end is none the worse for it."""
-        assert process.stdin is not None
-        with suppress(trio.BrokenResourceError):
-            await process.stdin.send_all(prompt)
-        await process.stdin.aclose()
-
-    async def listen(self, process: trio.Process, run: trio.CancelScope) -> None:
+    async def listen(self, data: bytes) -> None:
         """Pass on what it says, no faster than the reader takes it; too much of it ends the run."""
-        assert process.stdout is not None
-        while data := await process.stdout.receive_some(_CHUNK):
-            self._said += len(data)
-            if self._said > self._limit:
-                run.cancel()
-                return
-            self._pieces.say(self._decoder.decode(data))
-            await room(self._emit)
-
-    async def keep_errors(self, process: trio.Process) -> None:
-        """Keep the end of its stderr."""
-        assert process.stderr is not None
-        while data := await process.stderr.receive_some(_CHUNK):
-            self._errors.extend(data)
-
-    @property
-    def complaint(self) -> str:
-        """The last line of its stderr."""
-        lines = bytes(self._errors).decode(errors="replace").split("\n")
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "nothing on stderr")
+        self._said += len(data)
+        if self._said > self._limit:
+            self.scope.cancel()
+            return
+        self._pieces.say(self._decoder.decode(data))
+        await room(self._emit)
 
     def end(self) -> None:
         """Judge it: emit `Done`, or raise BackendFailed."""

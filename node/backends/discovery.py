@@ -2,7 +2,7 @@
 
 1. Only loopback is looked at, and only `PORTS`; each look takes at most `LOOK_SECONDS`, all at once.
 2. What is ours is never found: our own servers say so in their lists, and the ports of this node are left out.
-3. What is found is a remote backend like one that was configured; nothing is found later that was not there at the start.
+3. What is found becomes a remote backend like one that was configured; `found` looks again and again.
 4. Command-line tools and providers with keys are never found, only configured.
 """
 
@@ -46,7 +46,7 @@ class _List(msgspec.Struct):
     data: list[_Listed]
 
 
-async def discover(own_ports: Collection[int], ports: Mapping[int, str] = PORTS) -> list[BackendSettings]:
+async def discover(own_ports: Collection[int], ports: Mapping[int, str] = PORTS) -> dict[int, BackendSettings]:
     """Settings of what answers, by port. Takes LOOK_SECONDS at most."""
     found: dict[int, BackendSettings] = {}
     client = RemoteClient()
@@ -58,7 +58,7 @@ async def discover(own_ports: Collection[int], ports: Mapping[int, str] = PORTS)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await client.aclose()
-    return [found[port] for port in sorted(found)]
+    return found
 
 
 async def _look(client: RemoteClient, port: int, name: str, found: dict[int, BackendSettings]) -> None:
@@ -71,6 +71,5 @@ async def _look(client: RemoteClient, port: int, name: str, found: dict[int, Bac
     if not models or any(model.owned_by == OURS for model in listed):
         return
     if len(models) > MAX_LISTED:
-        logger.warning("%s has %d models; the first %d are announced: configure it to choose", url, len(models), MAX_LISTED)
-    logger.info("found %s at %s with %s", name, url, ", ".join(models[:MAX_LISTED]))
+        logger.debug("%s has %d models; the first %d are announced: configure it to choose", url, len(models), MAX_LISTED)
     found[port] = BackendSettings(type="openai", id=f"{name}-{port}", url=url, models=models[:MAX_LISTED])

@@ -2,8 +2,9 @@
 
 1. It listens at P. When something else has that port, it is not started: a stranger's answers must not pass for its own.
 2. Ready is `ServedBackend.look` within `start_timeout`; what never answers is ended and started anew.
-3. Alive is not enough: silence for `progress_timeout`, of its list and all requests, or of all requests that wait for it, ends it
-   as hung. One that can do but one thing at a time is not silent while it answers somebody.
+3. Alive is not enough: silence for `progress_timeout`, of its list, or of all requests that wait for it, ends it as hung. It is
+   asked for its list only while nothing is under way: some servers do one thing at a time, or drop an answer for the next
+   request.
 4. Asleep, the program does not run; vLLM goes to sleep itself and keeps its weights in the host's memory, unless it is told to
    sleep deeper (`sleep_level` 2). A wake is done when the
    model has said a token.
@@ -214,6 +215,7 @@ class ProgramBackend(ServedBackend):
 
     async def _see_progress(self) -> str:
         limit = self._unit.settings.progress_timeout
+        busy = self._heard
         while True:
             await trio.sleep(min(LOOK_SECONDS, limit / 4))
             if self._asleep:
@@ -221,8 +223,11 @@ class ProgramBackend(ServedBackend):
                 continue
             if self.activity.stalled > limit:
                 return f"hung: no progress for {limit:g} s with {self.activity.in_flight} requests under way"
+            if self.activity.in_flight:
+                busy = trio.current_time()
+                continue
             await self._hear(self.listen, min(LOOK_SECONDS, limit))
-            if trio.current_time() - max(self._heard, self.activity.heard) > limit:
+            if trio.current_time() - max(self._heard, self.activity.heard, busy) > limit:
                 return f"hung: alive, but it answered nothing for {limit:g} s"
 
     async def _hear(self, ask: Callable[[], Awaitable[None]], limit: float) -> str | None:

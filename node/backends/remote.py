@@ -1,6 +1,7 @@
 """A backend that somebody else runs: a server or a provider at a URL.
 
 1. It is looked at every `check_interval`; at once, then with growing pauses, while it does not answer or a request found it dead.
+   One that answers requests right now is not asked for anything else: some servers drop an answer for the next request.
 2. A look that fails makes it `failed`, with the reason; the next one that succeeds makes it `ready`.
 3. Nothing is started, restarted or stopped here.
 """
@@ -81,6 +82,8 @@ class RemoteBackend(ServedBackend):
         )
 
     async def _see(self) -> None:
+        if self._state == "ready" and self.activity.in_flight and trio.current_time() - self.activity.heard < LOOK_SECONDS:
+            return
         try:
             with trio.fail_after(LOOK_SECONDS):
                 await (self.listen() if self._state == "ready" and self._unit.settings.upstream_model else self.look())

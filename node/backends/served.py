@@ -4,7 +4,8 @@
 2. Ready means a real answer: the list with every named model, or one token where `upstream_model` says what to ask for. What is
    ready is only listened to: tokens cost somebody something.
 3. A request for a model that is not ready is refused at once; so is one over the limit of requests under way.
-4. The server knows no token ids: an answer of its models is not continued elsewhere.
+4. The server knows no token ids: an answer of its models is continued elsewhere behind its text, by servers that are known to do
+   that (`continues`), or not at all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mesh.beyond_text import CANNOT_GO_ON, refuse_begun
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, Unavailable
 from mesh.messages.inference import InferenceRequest
 from mesh.messages.link import ModelLoad
@@ -42,6 +44,8 @@ SLOTS = 8
 
 class ServedBackend(Backend):
     """The models of one server; see the head of this file."""
+
+    gives_tokens = False
 
     def __init__(self, unit: Unit, server: Server) -> None:
         self.changed = nobody_listens
@@ -91,8 +95,15 @@ class ServedBackend(Backend):
             raise BadRequest(
                 f"{request.model} can do {' and '.join(self._server.tasks)} only", code="unsupported_task", param="model"
             )
+        refuse_begun(request, request.model, behind_text=self._unit.settings.goes_on)
         with self.activity.watching(emit) as watched:
-            await self._server.infer(msgspec.structs.replace(request, model=self._upstream(request.model)), watched)
+            try:
+                await self._server.infer(msgspec.structs.replace(request, model=self._upstream(request.model)), watched)
+            except BadRequest as error:
+                if request.said is None:
+                    raise
+                # The client's own request was good enough for a server already.
+                raise Unavailable(f"the server does not go on with an answer: {error.message}", code=CANNOT_GO_ON) from error
 
     async def look(self) -> None:
         """See that the server answers, and which models it has. No time limit of its own. Raises MeshError when it does not."""
@@ -136,7 +147,9 @@ class ServedBackend(Backend):
             weight=settings.weight,
             backend=settings.kind,
             created=model.created or self._created,
-            capabilities=Capabilities(tasks=list(self._server.tasks), protocols=[self._server.protocol]),
+            capabilities=Capabilities(
+                tasks=list(self._server.tasks), protocols=[self._server.protocol], continues=settings.goes_on
+            ),
         )
 
     def _not_ready(self) -> MeshError:

@@ -22,11 +22,11 @@ _COMMON = frozenset({"type", "id", "models", "aliases", "context_length", "weigh
 _HOOKS = frozenset({"wake", "sleep", "alive"})
 _RESTARTS = frozenset({"max_restarts", "restart_delay"})
 _PROCESS = frozenset({"args", "work_dir", "env", "grace"})
-_ANSWERS = frozenset({"upstream_model", "tasks", "progress_timeout", "max_requests", "api_key_env", "api_key_file"})
+_ANSWERS = frozenset({"upstream_model", "tasks", "progress_timeout", "max_requests", "api_key_env", "api_key_file", "continues"})
 _CHILD = _COMMON | _RESTARTS | _PROCESS | _ANSWERS | {"command", "start_timeout"}
 
 TYPES: Mapping[str, frozenset[str]] = {
-    "torch": _COMMON | _RESTARTS | {"path", "sleep_level"},
+    "torch": _COMMON | _RESTARTS | {"path", "sleep_level", "weights"},
     "mock": _COMMON | {"args", "knobs"},
     "command": _CHILD | {"url"},
     "vllm": _CHILD | {"model", "path", "sleep_level"},
@@ -43,6 +43,9 @@ TYPES: Mapping[str, frozenset[str]] = {
     "cli": _COMMON | _PROCESS | {"command", "request_timeout", "max_output", "max_requests"},
 }
 """By type, in lower case, the keys that it has a use for."""
+
+CONTINUE = frozenset({"vllm", "sglang", "llama-cpp", "anthropic"})
+"""Types whose servers are known to go on with a last message of the assistant."""
 
 _FLAGS = {"type": "--service-type", "command": "--command", "args": "--args", "path": "--path"}
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -113,6 +116,10 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
             environment=("INFERMESH_PATH",),
         ),
     ] = ""
+    weights: Annotated[
+        Literal["auto", "int8"] | None,
+        Option(help="For torch: how weights are kept, as in --weights.", default_help="--weights"),
+    ] = None
     model_path: Annotated[str, Option(help="For InfiniLM: another name of path.")] = ""
     config_file: Annotated[str, Option(help="For InfiniLM-Rust: another name of path.")] = ""
     url: Annotated[
@@ -149,6 +156,14 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_requests: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=4096)] | None,
         Option(help="Requests under way on it at once; further ones are told that it is busy.", default_help="256; for cli 4"),
+    ] = None
+    continues: Annotated[
+        bool | None,
+        Option(
+            help="Its server goes on with a last message of the assistant, and with a prompt as it is: such servers go on with"
+            " each other's answers when one is lost.",
+            default_help="true for vllm, sglang, llama-cpp and anthropic",
+        ),
     ] = None
     context_length: Annotated[
         Annotated[int, msgspec.Meta(ge=0)], Option(help="Tokens of prompt and answer together, where the server does not tell.")
@@ -196,6 +211,11 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
     def kind(self) -> str:
         """The type in lower case."""
         return self.type.lower() or "torch"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its server goes on behind a text, as was said or is known of the type."""
+        return self.kind in CONTINUE if self.continues is None else self.continues
 
     def where(self, key: str) -> str:
         """The key as an error names it."""

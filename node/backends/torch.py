@@ -67,6 +67,9 @@ class TorchSettings:
     aliases: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "auto"
+    threads: int | None = None
+    """On a CPU; None lets the worker try."""
     slots: int | None = None
     context: int | None = None
     cache_mib: int | None = None
@@ -88,6 +91,10 @@ class TorchSettings:
         """The worker's command line."""
         argv = [*self.program, "--model", str(self.path), "--device", self.device, "--dtype", self.dtype]
         argv += ["--socket-fd", str(socket_fd)]
+        if self.weights != "auto":
+            argv += ["--weights", self.weights]
+        if self.threads is not None:
+            argv += ["--threads", str(self.threads)]
         if self.slots is not None:
             argv += ["--slots", str(self.slots)]
         if self.context is not None:
@@ -132,6 +139,7 @@ class TorchBackend(Backend):
         """Digests of the adapters that the worker serves, by name."""
         self._refusal: str | None = None
         self._pulse: Alive | None = None
+        self._ready: Ready | None = None
         self._heard = -math.inf
         self._began = math.inf
         self._liveness = Liveness(settings.patience, 0.0)
@@ -206,6 +214,7 @@ class TorchBackend(Backend):
             last_error=supervisor.last_error,
             refused=supervisor.refused,
             engine=self._pulse,
+            worker=self._ready if supervisor.state == "ready" else None,
             heard=trio.current_time() - self._heard if self._pulse is not None else None,
         )
 
@@ -343,6 +352,7 @@ class TorchBackend(Backend):
                 max_batch=ready.slots if ready.batching else 1,
             ),
         )
+        self._ready = ready
         self.adapters = ready.adapters
         self.memory = ready.memory
         self.load = ModelLoad("ready", slots=ready.slots)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import trio
 
+from mesh.beyond_text import refuse_begun
 from mesh.errors import BadRequest, Unavailable
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import Capabilities, ModelEntry
@@ -63,6 +64,8 @@ class HookSettings:
 class HookedModel(Backend):
     """A `Switchable` that runs hooks."""
 
+    gives_tokens = False
+
     def __init__(self, settings: HookSettings, server: Server) -> None:
         self.entry = ModelEntry(
             id=settings.model,
@@ -100,6 +103,7 @@ class HookedModel(Backend):
 
     async def infer(self, request: InferenceRequest, emit: Emit) -> None:
         """Run one request on its server. Raises MeshError."""
+        refuse_begun(request, request.model)
         if request.task not in self._server.tasks:
             can = " and ".join(self._server.tasks)
             raise BadRequest(f"{self.entry.id} can do {can} only", code="unsupported_task", param="model")

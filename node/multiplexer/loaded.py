@@ -26,6 +26,7 @@ class Loadable(Protocol):
     entry: ModelEntry
     load: ModelLoad
     changed: Callable[[], None]
+    gives_tokens: bool
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As a backend's."""
@@ -56,6 +57,11 @@ class Loaded:
         """As stated, else as the backend measured when it last loaded."""
         measured: int = getattr(self._backend, "memory", 0)
         return self._memory or measured
+
+    @property
+    def gives_tokens(self) -> bool:
+        """The backend's."""
+        return self._backend.gives_tokens
 
     @property
     def entry(self) -> ModelEntry:

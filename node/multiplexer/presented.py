@@ -33,6 +33,7 @@ class Presented(Backend):
         self._member = multiplexer.members[model]
         self._backend = self._member.backend
         self._backend.changed = self._told
+        self.gives_tokens = self._backend.gives_tokens
 
     @property
     def entry(self) -> ModelEntry:  # type: ignore[override]  # read-only here: it is put together, not stored

@@ -34,6 +34,10 @@ class Switchable(Protocol):
     changed: Callable[[], None]
 
     @property
+    def gives_tokens(self) -> bool:
+        """As a backend's."""
+
+    @property
     def entry(self) -> ModelEntry:
         """What is known of the model; its state only counts while it is awake."""
 

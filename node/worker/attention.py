@@ -170,16 +170,19 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rul
 
 
 def _prefill(query: Tensor, keys: Tensor, values: Tensor, piece: Piece, rules: Rules) -> Tensor:
+    """Query [1, heads, count, dim] -> the same."""
     end, window = piece.past + piece.count, rules.window
     start = 0 if window is None else max(0, piece.past + 1 - window)
     shared = query.shape[1] // keys.shape[0]
-    seen = slice(piece.start + start, piece.start + end)
+    key, value = (each[None, :, piece.start + start : piece.start + end] for each in (keys, values))
+    alone = start == piece.past and (window is None or piece.count <= window)
+    if query.device.type == "cpu" and rules.plain and not alone:
+        # What came before is not copied: it may be a hundred times as long as the piece.
+        rows = query.reshape(1, keys.shape[0], shared * piece.count, -1)
+        return rules.attend(rows, key, value, piece.mask(window, start, query).repeat(shared, 1)).view(query.shape)
     # Repeated, not enable_gqa: of CUDA's fused kernels only some take grouped heads, and the others would fall back silently.
-    key = keys[:, seen][None].repeat_interleave(shared, 1)
-    value = values[:, seen][None].repeat_interleave(shared, 1)
-    if start == piece.past and (window is None or piece.count <= window):
-        return rules.attend(query, key, value)
-    return rules.attend(query, key, value, piece.mask(window, start, query))
+    key, value = (each.repeat_interleave(shared, 1) for each in (key, value))
+    return rules.attend(query, key, value, None if alone else piece.mask(window, start, query))
 
 
 def _visible(positions: Tensor, last: Tensor, window: int | None) -> Tensor:

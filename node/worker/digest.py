@@ -43,6 +43,11 @@ def weights_digest(directory: ModelDirectory, *, kept_from: int = KEPT_FROM) -> 
     return digest
 
 
+def rounded_digest(digest: str, how: str) -> str:
+    """The digest of weights that are served rounded: other weights than those that it was made of."""
+    return hashlib.sha256(f"{digest}\0{how}".encode()).hexdigest()
+
+
 def numerics_digest(*parts: str) -> str:
     """One name for everything that decides the numbers: equal names promise equal tokens."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -48,7 +48,7 @@ class Limits:
 
     budget: int = 512
     queue: int = 256
-    stretch: float = 2.2
+    stretch: float = 1.7
 
 
 class Engine:

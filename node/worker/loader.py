@@ -1,8 +1,7 @@
 """From a model directory to an engine that has generated its first token.
 
 1. Everything that is wrong with the directory, the device or the model is `Misconfigured`: restarting would not help.
-2. A checkpoint that lacks a tensor is refused: transformers would fill it with noise and go on.
-3. The cache takes at most half of the memory that is free once the weights are loaded, and no more than was asked for. Where that
+2. The cache takes at most half of the memory that is free once the weights are loaded, and no more than was asked for. Where that
    is little, the prefix cache is given up first, then room for running sequences down to one full context, then context.
 """
 
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from mesh.errors import Misconfigured
 from mesh.messages.worker import Loading, Ready
@@ -24,21 +21,24 @@ from mesh.version import __version__
 from node.worker.attention import NAME, Inexact
 from node.worker.cache.arena import ArenaShape, arena_shape
 from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
-from node.worker.digest import numerics_digest, weights_digest
+from node.worker.digest import numerics_digest, rounded_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
 from node.worker.engine import Engine, Limits
 from node.worker.fallback import GenerateRunner
-from node.worker.fused.way import fastest, modules
+from node.worker.fused.int8 import quantizes
+from node.worker.fused.way import fastest, int8, modules
 from node.worker.intake import Intake
 from node.worker.lora.adapter import read_adapter
 from node.worker.lora.layers import attach
 from node.worker.lora.runner import AdaptedRunner
+from node.worker.reading import first_line, read_model, read_tokenizer
 from node.worker.runner import Room, Runner, SlotRunner
-from node.worker.suitability import check_configuration, check_model, check_state, probe
+from node.worker.suitability import ROUNDED_AGREEMENT, check_configuration, check_model, check_state, probe
 from node.worker.templates import ChatTemplate, get_template
+from node.worker.threads import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -51,6 +51,7 @@ _logger = logging.getLogger(__name__)
 DEFAULT_CONTEXT = 8192
 """Tokens served when nobody asks for more: longer contexts cost slots."""
 SHORTEST_CONTEXT = 256
+WEIGHTS = ("auto", "int8")
 MEMORY_SHARE = 0.5
 PREFIX_SHARE = 0.25
 """The part of a scarce cache that is kept for prefixes."""
@@ -63,6 +64,10 @@ class Options:
     path: Path
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "auto"
+    """`int8` rounds those of linear layers; `auto` computes them in `dtype`."""
+    try_threads: bool = False
+    """Find out how many threads are best on a CPU, instead of using those that torch has now; see `node.worker.threads`."""
     slots: int = 16
     context: int | None = None
     cache_mib: int | None = None
@@ -98,6 +103,7 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
     dtype = pick_dtype(options.dtype, directory, device.device)
     tokenizer = read_tokenizer(directory)
     stand_in = _stand_in(directory, tokenizer)
+    rounds = _rounds(options, device)
     model = read_model(directory, dtype, device, report)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report(Loading(done=0, total=0, phase="warming up"))
@@ -105,12 +111,13 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
     selection = attach(model, adapters)
     runner: Runner
     try:
-        runner, way = _runner(model, options, fastest)
+        runner, way = _rounded_runner(model, options) if rounds else _runner(model, options, fastest)
     except _Spoilt as reason:
         _logger.error("the fast way of computing this model is not used: %s; please report this", reason)  # noqa: TRY400
         model = read_model(directory, dtype, device, report)
         selection = attach(model, adapters)
         runner, way = _runner(model, options, modules)
+    threads = _threads(runner, options, _vocabulary(model))
     hidden = getattr(runner.forward, "hidden", None) if isinstance(runner, SlotRunner) else None
     if adapters:
         runner = AdaptedRunner(runner, selection)
@@ -124,8 +131,16 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
     )
     engine = Engine(runner, intake, limits=options.limits)
     _warm_up(engine, options.path)
-    ready = _ready(directory, model, tokenizer, ends, runner, device, parameters, way)
-    ready = msgspec.structs.replace(ready, adapters={adapter.name: adapter.digest for adapter in adapters})
+    digest = weights_digest(directory)
+    if rounds:
+        digest = rounded_digest(digest, options.weights)
+    ready = _ready(digest, model, tokenizer, ends, runner, device, parameters, way)
+    ready = msgspec.structs.replace(
+        ready,
+        weights=options.weights if rounds else "",
+        threads=threads,
+        adapters={adapter.name: adapter.digest for adapter in adapters},
+    )
     return Loaded(engine=engine, ready=ready, model=model, tokenizer=tokenizer, hidden=hidden)
 
 
@@ -136,20 +151,8 @@ def _warm_up(engine: Engine, path: Path) -> None:
     except Exception as error:
         _logger.exception("the first token failed")
         raise Misconfigured(
-            f"the model in {path} loads and cannot generate ({type(error).__name__}: {_first_line(error)}); "
+            f"the model in {path} loads and cannot generate ({type(error).__name__}: {first_line(error)}); "
             "try another --dtype or --device, or use another model"
-        ) from error
-
-
-def read_tokenizer(directory: ModelDirectory) -> Any:
-    """The model's tokenizer. Raises Misconfigured."""
-    try:
-        return AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
-    # Whatever the library raises here, it is about these files.
-    except Exception as error:
-        raise Misconfigured(
-            f"the tokenizer of {directory.path} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
-            "copy the model's tokenizer files into it again"
         ) from error
 
 
@@ -168,90 +171,13 @@ def _names(directory: ModelDirectory) -> str:
     return " ".join([directory.path.resolve().name, str(config.get("_name_or_path", "")), str(config.get("model_type", ""))])
 
 
-def read_model(
-    directory: ModelDirectory,
-    dtype: torch.dtype,
-    device: DeviceInfo,
-    report: Callable[[Loading], None],
-    *,
-    kind: Any = AutoModelForCausalLM,
-    spare: str = "",
-) -> Any:
-    """The model, complete. `kind` makes it; tensors whose names have `spare` in them may be missing. Raises Misconfigured."""
-    previous = transformers_logging.set_tqdm_hook(_progress(report))
-    try:
-        config = AutoConfig.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
-        model, info = kind.from_pretrained(
-            directory.path,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
-        model = model.eval().to(device.device)
-    except torch.OutOfMemoryError as error:
-        raise Misconfigured(
-            f"the model does not fit into the memory of {device.name}; use a smaller one or --device cpu"
-        ) from error
-    except Exception as error:
-        raise Misconfigured(f"the model in {directory.path} cannot be loaded: {_first_line(error)}") from error
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-    if missing := sorted(name for name in info["missing_keys"] if not (spare and spare in name)):
-        raise Misconfigured(
-            f"the weights in {directory.path} lack {len(missing)} tensors (the first is {missing[0]}); fetch the model again"
-        )
-    if misfits := sorted(str(name) for name, *_ in info["mismatched_keys"]):
-        raise Misconfigured(
-            f"the weights in {directory.path} do not fit its config.json ({misfits[0]} has another shape); "
-            "fetch both from the same model"
-        )
-    return model
-
-
-def _progress(report: Callable[[Loading], None]) -> Callable[..., Any]:
-    """A hook for transformers' progress bars that reports at most a hundred times."""
-
-    def hook(factory: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
-        if not args or not hasattr(args[0], "__len__"):
-            return factory(*args, **{**arguments, "disable": True})
-        return _Bar(args[0], report)
-
-    return hook
-
-
-class _Bar:
-    """Stands in for a tqdm bar over a collection; its other methods do nothing."""
-
-    def __init__(self, items: Any, report: Callable[[Loading], None]) -> None:
-        self._items = items
-        self._report = report
-
-    def __iter__(self) -> Iterator[Any]:
-        total = len(self._items)
-        for done, item in enumerate(self._items):
-            if done % max(1, total // 100) == 0:
-                self._report(Loading(done=done, total=total, phase="weights"))
-            yield item
-        self._report(Loading(done=total, total=total, phase="weights"))
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 class _Spoilt(Exception):
     """The model's weights were taken over by a way of computing it that is not right."""
 
 
 def _runner(model: Any, options: Options, choose: Callable[[Any], Way]) -> tuple[Runner, str]:
     """What computes the model, and by which way. Raises _Spoilt when another way should be chosen for a fresh model."""
-    config = model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-    if options.context and options.context > longest:
-        raise Misconfigured(f"--context {options.context} is more than the {longest} positions that the model knows")
+    longest = _longest(model, options)
     name = modules(model).name
     try:
         check_configuration(model)
@@ -267,6 +193,55 @@ def _runner(model: Any, options: Options, choose: Callable[[Any], Way]) -> tuple
         _logger.warning("the model runs on plain generate, one request at a time: %s", reason)
         return _generating(model, options.context or min(longest, DEFAULT_CONTEXT)), "generate"
     return runner, name
+
+
+def _rounds(options: Options, device: DeviceInfo) -> bool:
+    """Whether weights are to be int8. Raises Misconfigured where that cannot be."""
+    if options.weights not in WEIGHTS:
+        raise Misconfigured(f"--weights {options.weights} is not known; use {' or '.join(WEIGHTS)}")
+    if options.weights == "auto":
+        return False
+    if device.device.type != "cpu":
+        raise Misconfigured(
+            f"--weights int8 is for the CPU, and the model runs on {device.name}; leave it out, or add --device cpu"
+        )
+    if not quantizes():
+        raise Misconfigured("--weights int8 needs a processor with VNNI instructions and a torch with oneDNN; leave it out")
+    return True
+
+
+def _rounded_runner(model: Any, options: Options) -> tuple[Runner, str]:
+    """What computes the model with int8 weights, and by which way. Raises Misconfigured where they change too much."""
+    longest = _longest(model, options)
+    try:
+        check_configuration(model)
+        expected = _expected(model)
+        # As it is first: next to rounding, attention that is only nearly right would not be noticed.
+        few = Room(slots=1, context=SHORTEST_CONTEXT, slabs=1, prefixes=0)
+        _check(model, SlotRunner(model, arena_shape(model, few.tokens), few), expected)
+        way = int8(model)
+        runner = SlotRunner(model, *_room(model, options, longest), forward=way.forward)
+        _check(model, runner, expected, agreement=ROUNDED_AGREEMENT)
+    except Inexact as reason:
+        raise Misconfigured(f"--weights int8 does not suit the model in {options.path}: {reason}; leave it out") from reason
+    return runner, way.name
+
+
+def _longest(model: Any, options: Options) -> int:
+    """The positions that the model knows. Raises Misconfigured when more are wanted."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
+    if options.context and options.context > longest:
+        raise Misconfigured(f"--context {options.context} is more than the {longest} positions that the model knows")
+    return int(longest)
+
+
+def _threads(runner: Runner, options: Options, vocabulary: int) -> int:
+    """How many threads compute from now on; 0 on an accelerator."""
+    if runner.device.type != "cpu":
+        return 0
+    if options.try_threads and isinstance(runner, SlotRunner):
+        return settle(runner, vocabulary)
+    return torch.get_num_threads()
 
 
 def _generating(model: Any, context_length: int) -> GenerateRunner:
@@ -285,20 +260,20 @@ def _expected(model: Any) -> Tensor:
     return logits
 
 
-def _check(model: Any, runner: SlotRunner, expected: Tensor) -> None:
+def _check(model: Any, runner: SlotRunner, expected: Tensor, *, agreement: float | None = None) -> None:
     """Compare what the model gave with what the runner gives, and leave our attention in place. Raises Inexact."""
     own = model.config._attn_implementation
     tokens = probe(_vocabulary(model))
     model.set_attn_implementation(NAME)
     try:
-        check_model(runner, expected, config=model.config.get_text_config(), tokens=tokens)
+        check_model(runner, expected, config=model.config.get_text_config(), tokens=tokens, agreement=agreement)
     except Inexact:
         model.set_attn_implementation(own)
         raise
     # Modelling code that was never seen may take any offence at our attention.
     except Exception as error:
         model.set_attn_implementation(own)
-        raise Inexact(f"slot attention breaks it: {_first_line(error)}") from error
+        raise Inexact(f"slot attention breaks it: {first_line(error)}") from error
 
 
 def _room(model: Any, options: Options, longest: int) -> tuple[ArenaShape, Room]:
@@ -341,7 +316,7 @@ def end_tokens(model: Any, tokenizer: Any, stand_in: ChatTemplate | None = None)
 
 
 def _ready(
-    directory: ModelDirectory,
+    digest: str,
     model: Any,
     tokenizer: Any,
     ends: frozenset[int],
@@ -350,7 +325,6 @@ def _ready(
     parameters: int,
     way: str,
 ) -> Ready:
-    digest = weights_digest(directory)
     dtype = str(model.dtype).removeprefix("torch.")
     template = str(tokenizer.chat_template or "")
     versions = (__version__, torch.__version__, transformers.__version__, type(tokenizer).__name__)
@@ -368,8 +342,3 @@ def _ready(
         architecture=type(model).__name__,
         batching=runner.batching,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

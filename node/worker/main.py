@@ -84,11 +84,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--socket-fd", type=int, required=True, help="the inherited end of a stream socket pair")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--weights", default="auto", help="auto (as --dtype says), or int8 for the linear layers, on a CPU")
     parser.add_argument("--slots", type=int, default=16, help="requests computed at the same time, at most")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together; default: what model and memory allow")
     parser.add_argument("--cache-mib", type=int, help="most memory for keys and values; default: half of what is free")
     parser.add_argument("--adapter", action="append", default=[], type=_adapter, help="NAME=PATH: a LoRA adapter beside it")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores, from five on one less, for the node")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as many as are found best for the model")
     options = parser.parse_args(arguments)
     for name in ("slots", "context", "cache-mib", "threads"):
         if (value := getattr(options, name.replace("-", "_"))) is not None and value < 1:
@@ -116,11 +117,13 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
     from node.worker.loader import Options
     from node.worker.opening import open_model
 
-    torch.set_num_threads(options.threads or default_threads())
+    torch.set_num_threads(options.threads or default_threads())  # until the model is there to be tried
     chosen = Options(
         path=options.model,
         device=options.device,
         dtype=options.dtype,
+        weights=options.weights,
+        try_threads=options.threads is None,
         slots=options.slots,
         context=options.context,
         cache_mib=options.cache_mib,
@@ -128,7 +131,9 @@ def _load(options: argparse.Namespace, connection: NodeConnection) -> Serving:
     )
     engine, ready = open_model(chosen, connection.send)
     ready = msgspec.structs.replace(ready, memory=used_memory(engine.weights.device))
-    _logger.info("%s ready on %s in %s", ready.architecture, ready.device_name, ready.dtype)
+    weights = f", weights in {ready.weights}" if ready.weights else ""
+    threads = f", on {ready.threads} threads" if ready.threads else ""
+    _logger.info("%s ready on %s in %s%s%s", ready.architecture, ready.device_name, ready.dtype, weights, threads)
     connection.send(ready)
     return engine
 

@@ -24,7 +24,8 @@ from node.worker.embedding.embedder import Embedder
 from node.worker.embedding.engine import MOST, EmbeddingEngine
 from node.worker.embedding.intake import EmbeddingIntake
 from node.worker.embedding.pooling import MODULES, Pooling, pooling_of
-from node.worker.loader import load_text, read_model, read_tokenizer
+from node.worker.loader import load_text
+from node.worker.reading import read_model, read_tokenizer
 from node.worker.serving import Serving, ServingIntake
 from node.worker.weights import Weights
 
@@ -51,6 +52,10 @@ def open_model(options: Options, report: Callable[[Loading], None]) -> tuple[Ser
     if _is_for_embeddings(directory):
         if options.adapters:
             raise Misconfigured(f"{', '.join(options.adapters)}: adapters of a model for embeddings cannot be served; merge them")
+        if options.weights != "auto":
+            raise Misconfigured(
+                f"--weights {options.weights} is for models that generate text, and this one embeds; leave it out"
+            )
         return _embedding(directory, options, report)
     return _text(load_text(options, report), queue=options.limits.queue)
 

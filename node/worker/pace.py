@@ -14,7 +14,7 @@ SMOOTHING = 0.2
 """Weight of the newest step in the rates."""
 FALLING = 0.5
 """The same for a rate beside decoding sequences that turned out lower."""
-LEAST_TOKENS = 16
+LEAST_TOKENS = 8
 
 
 class Pace:

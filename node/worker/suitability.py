@@ -30,6 +30,8 @@ UNSUPPORTED = ("attention_chunk_size", "alibi", "use_alibi", "layer_block_type",
 PROBE_LENGTH = 24
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Largest difference of two logits, as a part of their spread."""
+ROUNDED_AGREEMENT = 0.15
+"""The same for weights that were rounded to int8. Random and trained models were found between 0.005 and 0.04."""
 
 
 def check_configuration(model: Any) -> None:
@@ -54,10 +56,11 @@ def probe(vocabulary: int) -> list[int]:
     return [(7 + 7919 * index) % vocabulary for index in range(PROBE_LENGTH)]
 
 
-def check_model(runner: SlotRunner, expected: Tensor, *, config: Any, tokens: list[int]) -> None:
+def check_model(runner: SlotRunner, expected: Tensor, *, config: Any, tokens: list[int], agreement: float | None = None) -> None:
     """Run a prompt in two pieces and one decoding step. Raises Inexact unless the last logits are `expected`.
 
-    `expected` are the logits after the last of `tokens`, computed by the model's own attention.
+    `expected` are the logits after the last of `tokens`, computed by the model's own attention. `agreement`: largest difference,
+    as a part of their spread; what the type allows when left out.
     """
     sequence = _sequence(tokens)
     runner.memory.lend(sequence)
@@ -68,7 +71,7 @@ def check_model(runner: SlotRunner, expected: Tensor, *, config: Any, tokens: li
     runner.memory.release(sequence, keep=False)
     _check_windows(runner.windows, config)
     difference = _difference(logits[0], expected)
-    if not difference <= AGREEMENT[runner.arena.keys.dtype]:
+    if not difference <= (agreement or AGREEMENT[runner.arena.keys.dtype]):
         raise Inexact(f"its logits differ by {difference:.2g} of their spread")
 
 

@@ -1,4 +1,8 @@
-"""`python to_gguf.py MODEL FILE`: the comparison's model as a GGUF file in bfloat16, for llama.cpp. Needs gguf and numpy."""
+"""`python to_gguf.py MODEL FILE [mean]`: a Llama or Qwen3 model directory in bfloat16 as a GGUF file, for llama.cpp.
+
+With `mean`, its embeddings are the mean over their tokens. Needs gguf and numpy. The tokenizer must be byte-level BPE, cut as
+GPT-2's.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,13 @@ LAYER = {
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+
+
+def in_pairs(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows as llama.cpp's Llama turns them: the two halves of each head interleaved."""
+    halves = values.reshape(heads, 2, -1, values.shape[1])
+    return halves.swapaxes(1, 2).reshape(values.shape)
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -38,7 +49,7 @@ def main() -> None:
     folder, target = Path(sys.argv[1]), sys.argv[2]
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    writer = gguf.GGUFWriter(target, "qwen3")
+    writer = gguf.GGUFWriter(target, config["model_type"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -51,6 +62,8 @@ def main() -> None:
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
+    if sys.argv[3:] == ["mean"]:
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
     spelled = {number: text for text, number in tokenizer["model"]["vocab"].items()}
     special = {entry["id"] for entry in tokenizer["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
@@ -60,12 +73,18 @@ def main() -> None:
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        writer.add_chat_template(template.read_text())
     kind = gguf.GGMLQuantizationType.BF16
     for name, values in tensors(folder / "model.safetensors").items():
         place = NAMES.get(name)
         if place is None:
             _, _, number, *parts, _ = name.split(".")
-            place = f"blk.{number}.{LAYER['.'.join(parts)]}.weight"
+            layer = LAYER[".".join(parts)]
+            place = f"blk.{number}.{layer}.weight"
+            if config["model_type"] == "llama" and layer in HEADS:
+                values = in_pairs(values, config[HEADS[layer]])
         if values.ndim == 1:
             writer.add_tensor(place, values)
         else:

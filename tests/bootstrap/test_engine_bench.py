@@ -87,12 +87,16 @@ def test_the_demo_model_in_a_worker_without_torch_in_this_process(tmp_path):
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.svg"
     program = (
         "import sys; from bootstrap.command import main;"
-        "code = main(['bench', 'engine', '--requests', '1', '2', '--rounds', '1', '--tokens', '4',"
+        "code = main(['bench', 'engine', '--requests', '1', '2', '--rounds', '1', '--tokens', '4', '--threads', '1',"
         f" '--json', {str(figures)!r}, '--svg', {str(picture)!r}]);"
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=55)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("requests\ttokens/s\t")
-    assert [row["requests"] for row in json.loads(figures.read_text())["rows"]] == [1, 2]
-    assert ET.parse(picture).getroot() is not None
+    told = json.loads(figures.read_text())
+    assert [row["requests"] for row in told["rows"]] == [1, 2]
+    assert (told["dtype"], told["device"], told["weights"], told["threads"]) == ("float32", "cpu", "", 1)
+    title = "infermesh-demo: float32 on cpu with 1 thread"
+    assert done.stderr.splitlines()[-1] == f"{title}; 64 tokens of prompt, 4 of answer"
+    assert title in [text.text for text in ET.parse(picture).iter("{http://www.w3.org/2000/svg}text")]

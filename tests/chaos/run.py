@@ -152,18 +152,18 @@ async def judged(
         differing=len(wrong) - failed,
         flipped=sum(verdict.flipped for verdict in verdicts),
         gaps=[round(answer.gap_after(moment), 4) for answer in hit],
-        late=[round(late, 4) for late in lateness(kind, answers)],
+        late=[round(late, 4) for late in lateness(kind, answers, peer_id, moment)],
         wrong=[*wrong, *scene.notes],
         seconds=round(time.perf_counter() - started, 2),
     )
 
 
-def lateness(kind: Kind, answers: list[Answer]) -> list[float]:
-    """By how much answers in one piece that needed another node took longer than their words take; known of the mock alone."""
-    if kind.model != MOCK:
+def lateness(kind: Kind, answers: list[Answer], victim: str, moment: float) -> list[float]:
+    """By how much answers in one piece that a lost node was at took longer than their words take; known of the mock alone."""
+    if kind.model != MOCK or not kind.local:
         return []
-    moved = [answer for answer in answers if not answer.streamed and answer.attempts > 1]
-    return [answer.ended - answer.sent - answer.tokens / MOCK_RATE for answer in moved]
+    hit = [answer for answer in answers if not answer.streamed and answer.node == victim and answer.ended > moment]
+    return [answer.ended - answer.sent - answer.tokens / MOCK_RATE for answer in hit]
 
 
 def told(shard: Shard) -> None:

@@ -64,6 +64,7 @@ class Node:
     cancelled: list[str] = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
     numerics: str = ""
+    continues: bool = False
 
     @property
     def peer_id(self) -> str:
@@ -81,7 +82,13 @@ class Node:
             self.ended.set()
 
     def announce(self, state: str = "ready", *, running: int = 0, waiting: int = 0, slots: int = 4) -> None:
-        self.models = [msgspec.structs.replace(entry, state=state, numerics=self.numerics) for entry in self.models]
+        replace = msgspec.structs.replace
+        self.models = [
+            replace(
+                entry, state=state, numerics=self.numerics, capabilities=replace(entry.capabilities, continues=self.continues)
+            )
+            for entry in self.models
+        ]
         load = ModelLoad(state=state, running=running, waiting=waiting, slots=slots, uptime=77 if state == "ready" else 0)
         self.peer.announce(self.models, {entry.id: load for entry in self.models})
 
@@ -122,6 +129,7 @@ class Mesh:
         tasks=(),
         state="ready",
         measure=None,
+        continues: bool = False,
     ) -> Node:
         """Add a node and wait until the gateway has a link to it that says so. `measure` tells its metrics."""
         able = Capabilities(tasks=list(tasks))
@@ -133,7 +141,7 @@ class Mesh:
                 await holder[0].infer(request, emit)
 
         peer = self._peer("node", f"node-{next(self._numbers)}", list(self.gateway.addresses), Service())
-        node = Node(peer, self.network, entries, list(script))
+        node = Node(peer, self.network, entries, list(script), continues=continues)
         holder.append(node)
         peer.measuring.measure = measure
         node.announce(state)
@@ -153,9 +161,13 @@ class Mesh:
             return False
         return all(view.link.load.get(entry.id, ModelLoad("failed")).state == state for entry in node.models)
 
+    def entry(self, node: Node) -> ModelEntry:
+        """As the gateway knows it."""
+        return self.gateway.registry.peers[node.peer_id].record.models[0]
+
     def numerics(self, node: Node) -> str:
         """As the gateway knows it."""
-        return self.gateway.registry.peers[node.peer_id].record.models[0].numerics
+        return self.entry(node).numerics
 
     async def until(self, condition: Callable[[], bool]) -> None:
         with trio.fail_after(20):

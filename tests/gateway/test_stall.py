@@ -21,6 +21,7 @@ class Engine:
 
     def __init__(self, node) -> None:
         self.node = node
+        self.knows_tokens = True
         self.gap = 0.1
         self.counts = True
         self.step = 100
@@ -29,11 +30,12 @@ class Engine:
 
     async def answer(self, request, emit) -> None:
         emit(Accepted(running=1))
-        for offset in range(len(request.prior[0]) if request.prior else 0, 6):
+        begun = request.said.pieces if request.said is not None else sum(map(len, request.prior))
+        for offset in range(begun, 6):
             if self.hangs.is_set():
                 await trio.sleep_forever()
             await trio.sleep(self.gap)
-            emit(Delta(offset, [offset], f"{offset} "))
+            emit(Delta(offset, [offset] if self.knows_tokens else [], f"{offset} "))
         emit(DONE)
 
     async def beat(self) -> None:
@@ -46,8 +48,8 @@ class Engine:
 
 @pytest.fixture
 def engine(mesh, nursery):
-    async def build() -> Engine:
-        made = Engine(await mesh.node())
+    async def build(*, continues: bool = False) -> Engine:
+        made = Engine(await mesh.node(continues=continues))
         nursery.start_soon(made.beat)
         return made
 
@@ -134,6 +136,29 @@ async def test_the_only_node_is_not_given_up(autojump_clock, engine, dispatch):
             await ask(dispatch)
     assert patience.cancelled_caught
     assert len(one.node.requests) == 1
+
+
+@pytest.mark.parametrize("continues", [True, False], ids=["that can", "that cannot"])
+async def test_a_text_is_given_up_only_where_another_node_can_go_on_behind_it(autojump_clock, engine, dispatch, continues):
+    hanging, other = ordered(await engine(continues=True), await engine(continues=True))
+    for one in (hanging, other):
+        one.knows_tokens = False
+    other.node.continues = continues
+    other.node.announce()
+
+    async def pause() -> None:
+        await trio.sleep(0.35)
+        hanging.hangs.set()
+
+    answered: list = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pause)
+        with trio.move_on_after(30) as patience:
+            events, _ = await ask(dispatch)
+            answered += events
+    assert patience.cancelled_caught is not continues
+    assert len(other.node.requests) == continues
+    assert not answered or whole(answered)
 
 
 async def test_an_engine_that_steps_for_others_is_at_work(autojump_clock, engine, dispatch):

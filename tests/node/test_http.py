@@ -11,7 +11,7 @@ import trio
 from mesh.errors import Misconfigured
 from mesh.messages.link import ModelLoad
 from mesh.messages.record import ModelEntry
-from mesh.messages.worker import Alive, CacheStats, EngineStats
+from mesh.messages.worker import Alive, CacheStats, EngineStats, Ready
 from node import http as node_http
 from node.backends.base import Backend, BackendStatus, nobody_listens
 from node.backends.mock import MockBackend, MockSettings
@@ -263,11 +263,20 @@ def test_urls_are_reachable_from_this_machine() -> None:
 async def test_info_tells_the_engines_counters_where_there_is_an_engine(serve, client) -> None:
     stats = EngineStats(total_requests=3, completed_requests=2, cache=CacheStats(hits=1, misses=3, hit_rate=0.25))
     alive = Alive(step=9, running=1, waiting=0, busy_seconds=0.5, stats=stats)
-    ports = await serve(DownBackend("a", state="ready", running=True, engine=alive, heard=0.25), MockBackend("b"))
+    ready = Ready(
+        context_length=99, vocabulary=5, parameters=7, slots=4, device="cpu", device_name="a CPU", device_memory=1,
+        dtype="float32", weights_digest="", numerics="", architecture="Llama", weights="int8", threads=3,
+    )  # fmt: skip
+    down = DownBackend("a", state="ready", running=True, engine=alive, heard=0.25, worker=ready)
+    ports = await serve(down, MockBackend("b"))
     models = {model["id"]: model for model in (await get(client, ports, "/info")).json()["models"]}
     metrics = models["a"]["metrics"]
     sizes = {"evictable_size", "protected_size", "total_cached", "total_capacity"}
     assert set(metrics["cache"]) == {"hit_rate", "hits", "misses", "evictions", "node_count", *sizes}
     assert (metrics["cache"]["hit_rate"], metrics["engine"]["total_requests"], metrics["gpu"]) == (0.25, 3, None)
     assert metrics["pulse"] == {"step": 9, "busy_seconds": 0.5, "heard_seconds_ago": 0.25}
-    assert models["b"]["metrics"] is None
+    assert models["a"]["worker"] == {
+        "device": "cpu", "device_name": "a CPU", "dtype": "float32", "weights": "int8", "threads": 3, "slots": 4, "parameters": 7,
+        "architecture": "Llama",
+    }  # fmt: skip
+    assert models["b"]["metrics"] is models["b"]["worker"] is None

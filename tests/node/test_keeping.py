@@ -128,6 +128,17 @@ async def test_a_lost_reader_is_followed_by_another_and_nothing_is_made_twice(au
     assert second.done
 
 
+async def test_what_names_no_tokens_is_not_kept(autojump_clock, reader, nursery):
+    engine = Engine()
+    keeper = Keeper(engine, keeps=lambda request: request.model == "other")
+    await nursery.start(keeper.run)
+    first = reader().start(lambda emit: keeper.infer(request(), emit))
+    await engine.give(3)
+    assert first.events[0] == Accepted(running=1)
+    assert len(keeper) == 0
+    await first.leave()
+
+
 async def test_who_leaves_in_good_order_ends_the_request_at_once_and_its_output_stays(autojump_clock, keeping, reader):
     engine = Engine()
     keeper = await keeping(engine)

@@ -50,6 +50,45 @@ async def test_both_outputs_are_kept_and_the_exit_is_reported() -> None:
     assert child.cause == "exited with code 3: RuntimeError: err"
 
 
+async def test_a_child_that_is_fed_finds_it_on_stdin_and_its_output_goes_where_it_is_wanted() -> None:
+    said = bytearray()
+
+    async def take(data: bytes) -> None:
+        said.extend(data)
+        await trio.sleep(0.001)
+
+    script = "import sys; data = sys.stdin.buffer.read(); print('note', file=sys.stderr); sys.stdout.buffer.write(data[::-1])"
+    child = python(script, feed=b"\0" + b"x" * 300_000, on_output=take)
+    await child.run()
+    assert said == b"x" * 300_000 + b"\0"
+    assert (list(child.lines), child.returncode) == (["note"], 0)
+
+
+async def test_a_child_that_does_not_read_is_none_the_worse_for_it() -> None:
+    before = psutil.Process().num_fds()
+    child = python("print('done')", feed=b"x" * 300_000)
+    with trio.fail_after(HANG_GUARD):
+        await child.run()
+    assert (list(child.lines), child.returncode) == (["done"], 0)
+    assert psutil.Process().num_fds() == before
+
+
+async def test_a_child_that_nobody_listens_to_any_more_can_still_end() -> None:
+    started = trio.Event()
+
+    async def stuck(_data: bytes) -> None:
+        started.set()
+        await trio.sleep_forever()
+
+    child = python("import os\nwhile True: os.write(1, b'x' * 65536)", feed=b"", on_output=stuck, grace=0.1)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(child.run)
+        with trio.fail_after(HANG_GUARD):
+            await started.wait()
+        nursery.cancel_scope.cancel()
+    assert child.returncode in (-signal.SIGTERM, -signal.SIGPIPE)
+
+
 async def test_the_kept_output_is_bounded_in_lines_and_in_length() -> None:
     child = python("for i in range(500): print(i)\nprint('y' * 100_000)\nprint('z' * 100_000, end='')")
     await child.run()

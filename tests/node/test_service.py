@@ -4,7 +4,7 @@ import trio
 import trio.testing
 
 from mesh.errors import Conflict, NotFound, TimedOut, Unavailable
-from mesh.messages.inference import Done, InferenceRequest
+from mesh.messages.inference import Done, InferenceRequest, Said
 from node.backends.mock import MockBackend, MockSettings
 from node.service import NodeService
 
@@ -56,6 +56,15 @@ async def test_an_alias_of_two_models_is_refused_with_both_names(serve) -> None:
     service = await serve("a", "b", aliases={"a": ["small"], "b": ["small"]})
     with pytest.raises(Conflict, match="a and b"):
         await ignore(service, request("small"))
+
+
+async def test_a_model_that_goes_on_behind_tokens_does_not_begin_anew_behind_a_text(serve) -> None:
+    service = await serve("a")
+    assert service.gives_tokens(request())
+    assert not service.gives_tokens(request("nobody"))
+    with pytest.raises(Unavailable) as caught:
+        await ignore(service, request(said=Said("one", 1)))
+    assert (caught.value.code, service.running) == ("cannot_go_on", 0)
 
 
 async def test_one_request_id_runs_once_at_a_time(serve) -> None:

@@ -102,6 +102,8 @@ def _poisson(draws: random.Random, rate: float, duration: float) -> Iterator[flo
 class SimulatedModel:
     """A `Switchable` that only takes time."""
 
+    gives_tokens = True
+
     def __init__(self, model: str, cost: float, began: Callable[[str], None]) -> None:
         self.entry = ModelEntry(id=model, state="ready")
         self.load = ModelLoad("ready", slots=SLOTS)

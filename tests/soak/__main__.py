@@ -2,7 +2,7 @@
 
     python -m tests.soak [--scale 0.1] [PART ...]
 
-With a scale below 1 everything is shorter, and nothing is written. It needs root, but for `engine` and `restarts`.
+With a scale below 1 everything is shorter, and nothing is written. It needs root, but for `engine`, `grammar` and `restarts`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import trio
 
 from tests.figures import Figure, report, write
 from tests.network.namespaces import NotPermitted
-from tests.soak import churn, deaths, joins, restarts, wan
+from tests.soak import churn, deaths, grammar, joins, restarts, wan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,6 +46,7 @@ PARTS: dict[str, Callable[[float], Awaitable[list[Figure]]]] = {
     "wan": wan.measure,
     "churn": churn.measure,
     "engine": engine,
+    "grammar": grammar.measure,
     "restarts": restarts.measure,
 }
 

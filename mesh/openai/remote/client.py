@@ -21,6 +21,7 @@ import trio
 from mesh.errors import BackendFailed, BadRequest, Busy, MeshError, NotFound, TimedOut, Unavailable
 from mesh.messages.inference import Accepted
 from mesh.openai.remote.answer import Answer, error_text
+from mesh.openai.remote.continuing import FINAL_MESSAGE, behind
 from mesh.openai.remote.embeddings import embeddings_body, embeddings_done
 from mesh.openai.remote.pieces import estimated_tokens
 from mesh.openai.remote.wishes import check_wishes, wishes_of
@@ -38,6 +39,8 @@ SILENCE_SECONDS = 300.0
 """Dispatch has stricter limits; this one is for whoever asks without them."""
 LINGER_SECONDS = 0.5
 """For the end of an answer that has said all: the connection can then be used again."""
+IDLE_SECONDS = 3.0
+"""Connections that are not used for so long are closed. Many servers close them after 5 s: a request must not meet that."""
 MAX_MODELS_BODY = 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
 MAX_REPLY = 8 * 1024 * 1024
@@ -90,7 +93,7 @@ class RemoteClient:
         self._has_key = bool(secrets)
         self._http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
-            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64),
+            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS),
             headers={"accept-encoding": "identity", **({VIA: via} if via else {}), **(secrets or {})},
             trust_env=False,
         )
@@ -239,6 +242,7 @@ def refused_name(error: BadRequest) -> str | None:
 
 def body_of(request: InferenceRequest, *, avoid: Collection[str] = ()) -> dict[str, Any]:
     """The request in OpenAI's shape. What is in `avoid` is left out, unless the client really asked for it."""
+    request = behind(request)
     body: dict[str, Any] = {
         "model": request.model,
         "temperature": request.temperature,
@@ -253,6 +257,8 @@ def body_of(request: InferenceRequest, *, avoid: Collection[str] = ()) -> dict[s
     if (limit := _limit(request)) is not None:
         body["max_completion_tokens" if "max_tokens" in avoid else "max_tokens"] = limit
     body |= wishes_of(request)
+    if request.said is not None and request.task == "chat":
+        body |= FINAL_MESSAGE
     return {name: value for name, value in body.items() if name not in avoid or _is_asked_for(request, name)}
 
 
@@ -307,7 +313,7 @@ def refusal(response: httpx2.Response, body: bytes, *, has_key: bool = False) ->
         said = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         said = None
-    error = said.get("error", said) if isinstance(said, dict) else None
+    error = _error_of(said) if isinstance(said, dict) else None
     text = error_text(error)
     param, code = (_word(error, "param"), _word(error, "code")) if isinstance(error, dict) else (None, None)
     match response.status_code:
@@ -326,6 +332,17 @@ def refusal(response: httpx2.Response, body: bytes, *, has_key: bool = False) ->
             return BadRequest(text, code=code or "invalid_request", param=param, status=status)
         case status:
             return BackendFailed(f"the service failed with status {status}", code="service_failed")
+
+
+def _error_of(said: dict[str, Any]) -> Any:
+    """OpenAI's `error`, or FastAPI's `detail`: a text, or what is wrong with each field."""
+    error = said.get("error") or said.get("detail") or said
+    if not isinstance(error, list):
+        return error
+    first = error[0] if isinstance(error[0], dict) else {}
+    places = first.get("loc")
+    param = str(places[-1]) if isinstance(places, list) and places else None
+    return {"message": f"{param}: {first.get('msg')}" if param else first.get("msg"), "param": param}
 
 
 def _word(error: dict[str, Any], name: str) -> str | None:

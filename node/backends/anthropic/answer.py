@@ -2,6 +2,7 @@
 
 1. Text, thinking and tool calls come in content blocks; calls are numbered in the order of their blocks.
 2. The answer is whole when `message_stop` came; what ends before is BackendFailed.
+3. One that goes on behind a text may begin with the white space at its end, which the API was not told of: it is not said again.
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ class MessagesAnswer:
     def __init__(self, request: InferenceRequest, emit: Emit) -> None:
         self.complete = False
         self._pieces = Pieces(request, emit)
+        text = request.said.text if request.said is not None else ""
+        self._given = text[len(text.rstrip()) :]
+        """White space that the client has already."""
         self._stream = EventStream()
         self._calls: dict[int, int] = {}
         self._reason: str | None = None
@@ -125,11 +129,19 @@ class MessagesAnswer:
             self._calls[index] = len(self._calls)
             self._pieces.say("", tool_calls=[ToolCallDelta(self._calls[index], block.id, block.name)])
         else:
-            self._pieces.say(block.text, reasoning=block.thinking)
+            self._pieces.say(self._new(block.text), reasoning=block.thinking)
 
     def _say(self, index: int, delta: _Block) -> None:
         calls = [ToolCallDelta(self._calls.get(index, 0), arguments=delta.partial_json)] if delta.partial_json else []
-        self._pieces.say(delta.text, reasoning=delta.thinking, tool_calls=calls)
+        self._pieces.say(self._new(delta.text), reasoning=delta.thinking, tool_calls=calls)
+
+    def _new(self, text: str) -> str:
+        while text and self._given:
+            if text[0] != self._given[0]:
+                self._given = ""
+            else:
+                text, self._given = text[1:], self._given[1:]
+        return text
 
     def _finish(self, message: _Message) -> None:
         usage = message.usage or _Usage()

@@ -2,7 +2,8 @@
 
 1. System messages go beside the conversation; messages of one side in a row become one.
 2. What the API cannot do is refused by name; what a client left to us is left to the API.
-3. A seed is not passed on, for the API has none: the same request may be answered in other words.
+3. An answer that was begun elsewhere is the last message, without the white space at its end, which the API refuses there.
+4. A seed is not passed on, for the API has none: the same request may be answered in other words.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from mesh.beyond_text import refuse
 from mesh.errors import BadRequest
+from mesh.openai.remote.continuing import behind
 from mesh.openai.types import CHAT_DEFAULTS
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ _NEUTRAL = {
 def body_of(request: InferenceRequest) -> dict[str, Any]:
     """The body. Raises BadRequest for what cannot be had."""
     _check(request)
+    request = behind(_without_end(request))
     messages = request.messages or []
     body: dict[str, Any] = {
         "model": request.model,
@@ -47,6 +50,13 @@ def body_of(request: InferenceRequest) -> dict[str, Any]:
     if request.stop:
         body["stop_sequences"] = request.stop
     return body | _sampling(request) | _tools(request)
+
+
+def _without_end(request: InferenceRequest) -> InferenceRequest:
+    if request.said is None:
+        return request
+    said = msgspec.structs.replace(request.said, text=request.said.text.rstrip())
+    return msgspec.structs.replace(request, said=said)
 
 
 def _check(request: InferenceRequest) -> None:

@@ -19,15 +19,15 @@ from torch import nn
 from torch.nn import functional
 
 from node.worker.attention import attend
-from node.worker.fused.linear import linear
+from node.worker.fused.linear import Own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
     from node.worker.attention import StepContext
-    from node.worker.fused.linear import Linear
+    from node.worker.fused.linear import Linear, Products
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -54,8 +54,7 @@ class _Layer:
     head_norm: Tensor | None
     output: Linear
     before_mlp: Tensor
-    gate: Linear
-    up: Linear
+    gated: Callable[[Tensor], Tensor]
     down: Linear
     scaling: float
     window: int | None
@@ -64,8 +63,10 @@ class _Layer:
 class Decoder:
     """Computes a step: a `node.worker.runner.Forward`. Raises Unknown before it has touched the model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, products: Products | None = None) -> None:
+        """`products`: of which kind; with the weights as they are when left out."""
         check(model)
+        self._products = products or Own()
         config, body = model.config, model.model
         attention = body.layers[0].self_attn
         queries, keys = config.num_attention_heads, config.num_key_value_heads
@@ -74,7 +75,7 @@ class Decoder:
         self._embedding: Tensor = body.embed_tokens.weight.detach()
         self._turns = Turns(body.rotary_emb, self._embedding)
         self._norm: Tensor = body.norm.weight.detach()
-        self._head = linear(model.lm_head.weight)
+        self._head = self._products.linear(model.lm_head.weight)
         self._layers = [self._layer(layer) for layer in body.layers]
         _strip([model.lm_head])
 
@@ -88,8 +89,7 @@ class Decoder:
         turn = self._turns.at(positions)
         for number, layer in enumerate(self._layers):
             rows = self._attended(number, layer, rows, turn, step)
-            normed = self._normed(rows, layer.before_mlp)
-            rows = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), rows)
+            rows = layer.down.plus(layer.gated(self._normed(rows, layer.before_mlp)), rows)
         return self._normed(rows[keep], self._norm)
 
     def _attended(self, number: int, layer: _Layer, rows: Tensor, turn: tuple[Tensor, Tensor], step: StepContext) -> Tensor:
@@ -113,18 +113,24 @@ class Decoder:
         attention, mlp = layer.self_attn, layer.mlp
         made = _Layer(
             before_attention=layer.input_layernorm.weight.detach(),
-            projection=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
+            projection=self._joined([attention.q_proj, attention.k_proj, attention.v_proj]),
             head_norm=self._head_norm(attention),
-            output=_joined([attention.o_proj]),
+            output=self._joined([attention.o_proj]),
             before_mlp=layer.post_attention_layernorm.weight.detach(),
-            gate=_joined([mlp.gate_proj]),
-            up=_joined([mlp.up_proj]),
-            down=_joined([mlp.down_proj]),
+            gated=self._products.gated(mlp.gate_proj, mlp.up_proj),
+            down=self._joined([mlp.down_proj]),
             scaling=attention.scaling,
             window=_window(attention),
         )
         _strip(module for module in layer.modules() if isinstance(module, nn.Linear))
         return made
+
+    def _joined(self, modules: Sequence[nn.Linear]) -> Linear:
+        """Several products of the same rows as one."""
+        weights: list[Tensor] = [module.weight for module in modules]
+        biases: list[Tensor | None] = [module.bias for module in modules]
+        bias = torch.cat([each for each in biases if each is not None]) if biases[0] is not None else None
+        return self._products.linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
 
     def _head_norm(self, attention: Any) -> Tensor | None:
         if not hasattr(attention, "q_norm"):
@@ -184,14 +190,6 @@ def _window(attention: Any) -> int | None:
     owner = attention if hasattr(attention, "sliding_window") else attention.config
     window: int | None = getattr(owner, "sliding_window", None)
     return window
-
-
-def _joined(modules: Sequence[nn.Linear]) -> Linear:
-    """Several products of the same rows as one."""
-    weights: list[Tensor] = [module.weight for module in modules]
-    biases: list[Tensor | None] = [module.bias for module in modules]
-    bias = torch.cat([each for each in biases if each is not None]) if biases[0] is not None else None
-    return linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
 
 
 def _strip(modules: Iterable[nn.Linear]) -> None:

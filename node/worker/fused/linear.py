@@ -14,7 +14,9 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
 
 _ROWS_HINT = 8
 """For how many rows oneDNN chooses the layout. Measured from 1 to 512 rows: there is no better one for all of them."""
@@ -38,6 +40,18 @@ class Linear(Protocol):
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """The product plus `other`."""
+        ...
+
+
+class Products(Protocol):
+    """What makes products of one kind."""
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """One for this weight [out, in], which it copies or keeps."""
+        ...
+
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> Callable[[Tensor], Tensor]:
+        """The product with `gate` times its own sigmoid, times the product with `up`."""
         ...
 
 
@@ -100,6 +114,19 @@ class Plain:
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The fastest one that computes this weight here."""
     return Packed(weight, bias) if weight.device.type == "cpu" and packs(weight.dtype) else Plain(weight, bias)
+
+
+class Own:
+    """Products with the weights as they are, the fastest ones that compute them here. See Products."""
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """See Products."""
+        return linear(weight, bias)
+
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> Callable[[Tensor], Tensor]:
+        """See Products."""
+        first, second = linear(gate.weight, gate.bias), linear(up.weight, up.bias)
+        return lambda rows: second.times(rows, first.swish(rows))
 
 
 @functools.cache

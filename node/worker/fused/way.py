@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from node.worker.fused.decoder import Decoder, Unknown
+from node.worker.fused.int8 import Quantized
 from node.worker.fused.linear import packs
 from node.worker.fused.modules import pack
 from node.worker.runner import ModuleForward
@@ -36,3 +37,15 @@ def fastest(model: Any) -> Way:
     except Unknown:
         pack(model)
         return Way("packed", ModuleForward(model))
+
+
+def int8(model: Any) -> Way:
+    """With all linear layers in int8, the head among them; embeddings, norms and fused experts stay as they are.
+
+    Takes the model's weights over. For the CPU, and where `node.worker.fused.int8.quantizes`.
+    """
+    try:
+        return Way("fused-int8", Decoder(model, Quantized()))
+    except Unknown:
+        pack(model, Quantized())
+        return Way("packed-int8", ModuleForward(model))

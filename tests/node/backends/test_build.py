@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import Misconfigured
-from node.backends.build import build, build_backends
+from node.backends.build import build, build_backends, build_found
 from node.backends.mock import MockBackend
 from node.backends.settings import BackendSettings
 from node.backends.torch import TorchBackend
@@ -27,6 +27,14 @@ def test_one_backend_for_each_model() -> None:
     assert [backend.entry.id for backend in models] == ["a", "b"]
     (by_path,) = build_backends(one(path=str(demo_model_path())))
     assert by_path.entry.id == demo_model_path().name
+
+
+def test_what_is_found_is_one_more_backend_with_a_name_of_its_own() -> None:
+    config = one(type="mock", args="a", id="found")
+    built = build_found(config, build(config))
+    (backend,) = built.backends
+    assert (built.unit.id, built.answers_itself, backend.expected) == ("found-1", False, False)
+    assert build_found(NodeConfig(), build(NodeConfig())).unit.id == "found"
 
 
 def test_mock_models_are_named_by_args() -> None:

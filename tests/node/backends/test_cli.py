@@ -1,5 +1,6 @@
 """Real tools, run for each request."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import psutil
 import pytest
 import trio
 
-from mesh.errors import BackendFailed, BadRequest, Busy, Misconfigured, TimedOut
-from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest
+from mesh.errors import BackendFailed, BadRequest, Busy, Misconfigured, TimedOut, Unavailable
+from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Said
 from mesh.service import paced
 from node.backends.cli import WAITING, CliBackend
 from node.backends.settings import BackendSettings
@@ -119,6 +120,44 @@ async def test_a_client_that_goes_away_ends_the_tool_and_what_it_started(tmp_pat
             await trio.sleep(0.01)
 
 
+NODE = """
+import sys, trio
+from node.backends.cli import CliBackend
+from node.backends.settings import BackendSettings
+from node.backends.unit import Unit
+from mesh.messages.inference import Delta, InferenceRequest
+
+settings = BackendSettings(type="cli", command=sys.executable, args=["-c", sys.argv[1]], models=["tool"], grace=100)
+backend = CliBackend(Unit(settings=settings, id="cli"))
+asked = InferenceRequest(request_id="r", model="tool", messages=[{"role": "user", "content": "hello"}])
+trio.run(backend.infer, asked, lambda event: isinstance(event, Delta) and print(event.text, end="", flush=True))
+"""
+
+
+async def test_a_node_that_is_killed_leaves_no_tool_behind():
+    deaf = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(1000)"
+    )
+    node = await trio.lowlevel.open_process([sys.executable, "-c", NODE, deaf], stdout=subprocess.PIPE)
+    with trio.fail_after(20):
+        said = b""
+        while not said.endswith(b"\n"):
+            said += await node.stdout.receive_some(100)
+        assert psutil.pid_exists(int(said))
+        node.kill()
+        await node.wait()
+        while psutil.pid_exists(int(said)):  # noqa: ASYNC110 - what another process did sets no event
+            await trio.sleep(0.01)
+    await node.stdout.aclose()
+
+
+async def test_secrets_of_a_tool_are_in_no_complaint():
+    backend = tool("import sys; sys.exit('the key is opensesame')", env={"TOOL_API_KEY": "opensesame"})
+    with pytest.raises(BackendFailed):
+        await answer(backend)
+    assert "the key is [hidden]" in backend.status().last_error
+
+
 async def test_so_many_run_so_many_wait_and_one_more_is_told_that_it_is_busy():
     backend = tool("import time; time.sleep(1000)", max_requests=1)
     async with trio.open_nursery() as nursery:
@@ -137,6 +176,9 @@ async def test_so_many_run_so_many_wait_and_one_more_is_told_that_it_is_busy():
 async def test_what_a_tool_cannot_honour_is_refused():
     with pytest.raises(BadRequest, match="n"):
         await answer(tool(), request(n=2))
+    for begun in ({"prior": [[1]]}, {"said": Said("one", 1)}):
+        with pytest.raises(Unavailable, match="cannot go on with an answer"):
+            await answer(tool(), request(**begun))
 
 
 @pytest.mark.parametrize(

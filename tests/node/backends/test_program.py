@@ -95,6 +95,12 @@ async def test_one_that_does_one_thing_at_a_time_is_not_hung_while_it_answers(nu
     assert (backend.state, backend.status().pid) == ("ready", pid)
 
 
+async def test_one_that_answers_is_asked_for_nothing_else_meanwhile(nursery):
+    backend = made("touchy", progress_timeout=1.0, env={"SAYS": "undisturbed"})
+    await nursery.start(backend.run)
+    assert await say(backend) == "undisturbed far"
+
+
 async def test_one_whose_requests_get_no_answer_is_replaced_although_it_lists_its_models(nursery):
     backend = made("stuck", progress_timeout=0.6)
     await nursery.start(backend.run)

@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from mesh.errors import BackendFailed, BadRequest, Busy, Unavailable
-from mesh.http import Response, Router, serve
-from mesh.messages.inference import Delta, Done, InferenceRequest
+from mesh.http import Response, Router, StreamingResponse, serve
+from mesh.messages.inference import Delta, Done, InferenceRequest, Said
 from mesh.openai.remote.client import RemoteClient
 from node.backends import served
 from node.backends.remote import RemoteBackend
@@ -56,6 +56,58 @@ async def test_its_models_are_ours_and_answers_come_through(server, nursery):
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "one two three"
     assert far.requests[-1].model == "b"
     assert isinstance(events[-1], Done)
+
+
+async def test_one_that_answers_is_asked_for_nothing_else_meanwhile(nursery, server):
+    listed, gate, first = 0, trio.Event(), trio.Event()
+
+    async def models(_request):
+        nonlocal listed
+        listed += 1
+        return Response.json({"data": [{"id": "a"}]})
+
+    async def answer(writer):
+        writer.write(b'data: {"choices": [{"delta": {"content": "one"}}]}\n\n')
+        await gate.wait()
+        writer.write(b"data: [DONE]\n\n")
+
+    async def chat(_request):
+        return StreamingResponse(answer)
+
+    router = Router()
+    router.add("GET", "/v1/models", models)
+    router.add("POST", "/v1/chat/completions", chat)
+    backend = backend_at((await server(router=router)).url)
+    await nursery.start(backend.run)
+    async with trio.open_nursery() as asking:
+        asking.start_soon(backend.infer, request(), lambda event: first.set() if isinstance(event, Delta) else None)
+        await first.wait()
+        await trio.sleep(0.2)  # a look that had begun ends
+        before = listed
+        await trio.sleep(0.5)
+        assert (listed, backend.state) == (before, "ready")
+        gate.set()
+    await until(lambda: listed > before)
+
+
+async def test_going_on_behind_a_text_is_said_of_a_server_and_then_asked_of_it(server, nursery):
+    far = await server("a")
+    plain, able = backend_at(far.url), backend_at(far.url, continues=True)
+    for backend in (plain, able):
+        await nursery.start(backend.run)
+    assert [backend.entry.capabilities.continues for backend in (plain, able)] == [False, True]
+    begun = request(said=Said("one", 1))
+    await able.infer(begun, [].append)
+    assert far.requests[-1].messages[-1] == {"role": "assistant", "content": "one"}
+    before = len(far.requests)
+    for backend, asked in ((plain, begun), (plain, request(prior=[[1]])), (able, request(prior=[[1]]))):
+        with pytest.raises(Unavailable) as caught:
+            await backend.infer(asked, [].append)
+        assert caught.value.code == "cannot_go_on"
+    assert len(far.requests) == before
+    far.error = BadRequest("the last message must be the user's")
+    with pytest.raises(Unavailable, match="does not go on with an answer: the last message must"):
+        await able.infer(begun, [].append)
 
 
 async def test_one_that_is_gone_is_failed_and_ready_again_when_it_is_back(server, nursery):

@@ -25,6 +25,7 @@ class Model:
         self.entry = ModelEntry(id=model, state="ready", context_length=64)
         self.load = ModelLoad("ready", slots=4)
         self.changed = nobody_listens
+        self.gives_tokens = True
         self.log = log
         self.memory = 0
         self.awake = False

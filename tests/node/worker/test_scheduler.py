@@ -107,7 +107,7 @@ def test_a_crowd_is_let_in_at_full_speed() -> None:
     assert step(made) == [(0, 4), (1, 40)]
     # Two read along and three wait; then three read along and two wait.
     assert step(made) == [(0, 1), (1, 1), (2, 40)]
-    assert step(made) == [(0, 1), (1, 1), (2, 1), (3, LEAST_TOKENS)]
+    assert step(made) == [(0, 1), (1, 1), (2, 1), (3, 10)]
 
 
 def test_budget_below_the_slots_is_raised() -> None:

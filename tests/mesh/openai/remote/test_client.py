@@ -168,6 +168,29 @@ async def test_an_error_in_any_shape_is_understood(client, server, body):
     assert len(caught.value.message) < 400
 
 
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({"detail": "Unexpected fields in the request: {'top_k'}"}, "Unexpected fields in the request: {'top_k'}", None),
+        ({"detail": [{"loc": ["body", "seed"], "msg": "too large"}, {}]}, "seed: too large", "seed"),
+        ({"detail": ["no"]}, "no reason given", None),
+        ({"detail": [{"loc": "seed"}]}, "no reason given", None),
+        ({"object": "error", "message": "too long", "param": "prompt"}, "too long", "prompt"),
+        ({"error": "too long"}, "too long", None),
+    ],
+)
+async def test_what_servers_say_of_a_request_is_told_in_their_words(client, server, body, message, param):
+    async def answer(_request):
+        return Response.json(body, 422)
+
+    router = Router()
+    router.add("POST", "/v1/chat/completions", answer)
+    far = await server(router=router)
+    with pytest.raises(BadRequest) as caught:
+        await collect(client, far.url)
+    assert (caught.value.message, caught.value.param) == (message, param)
+
+
 async def test_a_server_that_does_not_stream_is_understood(client, server):
     async def answer(request):
         assert json.loads(request.body)["stream"] is True

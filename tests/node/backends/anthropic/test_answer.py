@@ -1,11 +1,12 @@
 import json
 from functools import partial
 
+import msgspec
 import pytest
 
 from mesh.errors import BackendFailed, Busy
 from mesh.http import Response, Router, StreamingResponse, serve
-from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, ToolCallDelta
+from mesh.messages.inference import Accepted, Delta, Done, InferenceRequest, Said, ToolCallDelta
 from mesh.openai.remote.client import RemoteClient
 from node.backends.anthropic.answer import MessagesAnswer
 from node.backends.anthropic.server import AnthropicServer, secrets
@@ -39,9 +40,9 @@ def stream(events: list[dict]) -> bytes:
     return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events).encode()
 
 
-def run(data: bytes) -> list:
+def run(data: bytes, request: InferenceRequest = REQUEST) -> list:
     events: list = []
-    answer = MessagesAnswer(REQUEST, events.append)
+    answer = MessagesAnswer(request, events.append)
     answer.feed(data)
     answer.end()
     return events
@@ -51,6 +52,22 @@ async def test_text_and_thoughts_arrive_piece_by_piece_with_the_providers_counts
     *deltas, done = run(stream(TEXT))
     assert deltas == [Delta(0, [], "", reasoning="hm"), Delta(1, [], "Hel"), Delta(2, [], "lo")]
     assert (done.finish_reason, done.usage.prompt_tokens, done.usage.completion_tokens) == ("length", 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("before", "pieces", "told"),
+    [
+        ("one,\n ", ["\n", " two", " "], ["two", " "]),
+        ("one, ", ["two"], ["two"]),
+        ("one, ", ["\n two"], ["\n two"]),
+        ("one,", [" two"], [" two"]),
+    ],
+)
+async def test_space_that_the_client_has_is_not_said_again(before, pieces, told):
+    said = [{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in pieces]
+    *deltas, done = run(stream([*said, *TEXT[-2:]]), msgspec.structs.replace(REQUEST, said=Said(before, 4)))
+    assert [(delta.offset, delta.text) for delta in deltas] == list(enumerate(told, 4))
+    assert done.usage.completion_tokens == 12
 
 
 async def test_tool_calls_are_numbered_in_their_order():

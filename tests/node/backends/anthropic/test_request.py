@@ -1,7 +1,7 @@
 import pytest
 
 from mesh.errors import BadRequest
-from mesh.messages.inference import Grammar, InferenceRequest
+from mesh.messages.inference import Grammar, InferenceRequest, Said
 from node.backends.anthropic.request import body_of
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "does f", "parameters": {"type": "object"}}}
@@ -98,3 +98,13 @@ def test_arguments_that_are_no_json_are_the_clients_fault():
     call = {"id": "c", "function": {"name": "f", "arguments": "{"}}
     with pytest.raises(BadRequest):
         body_of(request({"role": "assistant", "tool_calls": [call]}))
+
+
+def test_an_answer_that_was_begun_is_the_last_message_without_the_space_at_its_end():
+    body = body_of(request(said=Said("one,\n ", 3), max_tokens=10))
+    assert body["messages"][-1] == {"role": "assistant", "content": [{"type": "text", "text": "one,"}]}
+    assert body["max_tokens"] == 7
+
+
+def test_an_answer_that_was_nothing_but_space_begins_anew():
+    assert body_of(request(said=Said(" \n", 1)))["messages"] == body_of(request())["messages"]
