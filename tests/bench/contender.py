@@ -18,20 +18,23 @@ Runs = tuple[float, list[float]]
 """Seconds for all, and seconds to the first token of each."""
 Run = Callable[[Prompts, int], Runs]
 THREADS = len(os.sched_getaffinity(0))
+DEVICE = os.environ.get("INFERMESH_BENCH_DEVICE", "cpu")
+"""Of our engine and transformers."""
+SLOTS = int(os.environ.get("INFERMESH_BENCH_SLOTS", "32"))
 
 
 def ours(model: str) -> Run:
     """The engine in this process, without worker or socket."""
     from tests.bench.measured import MeasuredEngine
 
-    return MeasuredEngine(model).together
+    return MeasuredEngine(model, device=DEVICE, slots=SLOTS).together
 
 
 def ours_on_modules(model: str) -> Run:
     """The same without packed weights and our own forward pass."""
     from tests.bench.measured import MeasuredEngine
 
-    return MeasuredEngine(model, fused=False).together
+    return MeasuredEngine(model, fused=False, device=DEVICE, slots=SLOTS).together
 
 
 def generate(model: str) -> Run:
@@ -40,7 +43,7 @@ def generate(model: str) -> Run:
     from transformers import AutoModelForCausalLM
     from transformers.generation.streamers import BaseStreamer
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(DEVICE).eval()
 
     class Clock(BaseStreamer):
         def __init__(self) -> None:
@@ -57,8 +60,8 @@ def generate(model: str) -> Run:
         for prompt in prompts:
             clock = Clock()
             loaded.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                torch.tensor([prompt], device=DEVICE),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=DEVICE),
                 max_new_tokens=tokens,
                 min_new_tokens=tokens,
                 do_sample=False,
@@ -76,9 +79,9 @@ def continuous_batching(model: str) -> Run:
     import torch
     from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa").to(DEVICE).eval()
     # Left to itself it takes most of the memory and seconds to begin.
-    sizes = ContinuousBatchingConfig(page_size=128, num_blocks=64, max_batch_tokens=512, allow_block_sharing=False)
+    sizes = ContinuousBatchingConfig(page_size=128, num_blocks=2 * SLOTS, max_batch_tokens=512, allow_block_sharing=False)
     manager = loaded.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0), continuous_batching_config=sizes
     )

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from bootstrap.chart import Bar, bars
 from node.worker.main import SPINS
-from tests.bench.engine_model import prompts, save_model
+from tests.bench.engine_model import SIZES, prompts, save_model
 from tests.figures import DOCS, Figure, report, write
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Bench:
         self.skipped: dict[str, str] = {}
         self._folder = folder
         self._options = options
-        save_model(self.model)
+        save_model(self.model, options.size)
         here = (Path(sys.executable), str(self.model))
         self._programs = dict.fromkeys(("ours", "ours on modules", "generate", "continuous batching"), here)
 
@@ -114,7 +114,8 @@ class Bench:
     def _measure(self, name: str, rounds: list[list[list[int]]]) -> list[dict[str, Any]]:
         python, model = self._programs[name]
         job = {"tokens": self._options.tokens, "warm_up": prompts(2, length=self._options.prompt, seed=-1), "rounds": rounds}
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "INFERMESH_BENCH_DEVICE": self._options.device}
+        environment["INFERMESH_BENCH_SLOTS"] = str(max(32, *self._options.requests))
         if python == Path(sys.executable):
             environment["PYTHONPATH"] = str(REPOSITORY)
         if name.startswith("ours"):
@@ -207,10 +208,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def picture(found: Found) -> str:
+def picture(found: Found, size: str) -> str:
     """Throughput of every engine."""
     order = sorted(found, key=lambda key: (key[1], -_rate(found[key])))
-    title = "88 M parameters, bfloat16, 64 + 64 tokens"
+    title = f"{size} parameters, bfloat16, 64 + 64 tokens"
     return bars(title, "tokens/s", [Bar(f"{count} at once: {name}", _rate(found[name, count]), name) for name, count in order])
 
 
@@ -218,6 +219,10 @@ def main(asked: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.bench engine-peers", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="keep model and environments there")
     parser.add_argument("--peers", action="store_true", help="install what is missing")
+    parser.add_argument("--size", choices=sorted(SIZES), default="88M")
+    parser.add_argument(
+        "--device", default="cpu", help="of our engine and transformers: cpu or cuda:0; the others stay on the CPU"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=64)
@@ -227,14 +232,15 @@ def main(asked: Sequence[str]) -> int:
     options = parser.parse_args(asked)
     with tempfile.TemporaryDirectory(prefix="infermesh-bench-") as temporary:
         bench = Bench(options.folder or Path(temporary), options)
-        bench.add_foreign()
+        if options.device == "cpu":
+            bench.add_foreign()
         found = bench.run()
-        made = figures(found) + ([] if options.quick else alone(bench.model))
+        made = figures(found) + ([] if options.quick or options.device != "cpu" else alone(bench.model))
     for name, reason in bench.skipped.items():
         print(f"skipped {name}: {reason}")
     if options.write:
         write(made, mark="engine-peers", file="bench-engine.json")
-        (DOCS / "bench-engine.svg").write_text(picture(found))
+        (DOCS / "bench-engine.svg").write_text(picture(found, options.size))
     return report(made)
 
 

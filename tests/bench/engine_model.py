@@ -1,4 +1,4 @@
-"""The model that engines are compared on: 88 M random parameters in the shape of Qwen3, made here, the same every time.
+"""The model that engines are compared on: random parameters in the shape of Qwen3, made here, the same every time.
 
 Random weights cost what trained ones do; their answers mean nothing. The tokenizer is trained on Python's own library.
 """
@@ -23,7 +23,13 @@ TEMPLATE = (
 )
 
 
-def save_model(folder: Path) -> None:
+SIZES: dict[str, dict[str, int]] = {
+    "88M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "head_dim": 64},
+    "1B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 20, "num_attention_heads": 16, "head_dim": 128},
+}
+
+
+def save_model(folder: Path, size: str = "88M") -> None:
     """Write a model directory in bfloat16; does nothing where there is one."""
     if (folder / "config.json").exists():
         return
@@ -31,17 +37,13 @@ def save_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
         num_key_value_heads=4,
-        head_dim=64,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.bos_token_id,
+        **SIZES[size],
     )
     tokenizer.save_pretrained(folder)
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SLOTS = 32
 
 
-def open_engine(model: str, *, fused: bool = True, dtype: str = "bfloat16", **options: Any) -> Engine:
+def open_engine(model: str, *, fused: bool = True, dtype: str = "bfloat16", slots: int = SLOTS, **options: Any) -> Engine:
     """Without `fused`, on transformers' modules."""
     # As the worker does.
     torch.set_num_threads(default_threads())
@@ -31,7 +31,7 @@ def open_engine(model: str, *, fused: bool = True, dtype: str = "bfloat16", **op
     fastest = loader.fastest
     loader.fastest = fastest if fused else modules
     try:
-        chosen = Options(path=Path(model), dtype=dtype, slots=SLOTS, cache_mib=1024, **options)
+        chosen = Options(path=Path(model), dtype=dtype, slots=slots, cache_mib=1024, **options)
         return load(chosen, lambda _: None)[0]
     finally:
         loader.fastest = fastest
@@ -40,8 +40,8 @@ def open_engine(model: str, *, fused: bool = True, dtype: str = "bfloat16", **op
 class MeasuredEngine:
     """Submits requests, steps, and notes when each token came."""
 
-    def __init__(self, model: str, *, fused: bool = True, limits: Limits | None = None) -> None:
-        self.engine = open_engine(model, fused=fused, limits=limits or Limits())
+    def __init__(self, model: str, *, fused: bool = True, limits: Limits | None = None, **options: Any) -> None:
+        self.engine = open_engine(model, fused=fused, limits=limits or Limits(), **options)
         self._cores = Cores(torch.get_num_threads())
         self.times: dict[int, list[float]] = {}
         self.ids: dict[int, list[int]] = {}
