@@ -34,7 +34,7 @@ fmt: $(VENV)/.ready ## format and mend what can be mended
 bench: $(VENV)/.ready ## measure: writes JSON beside docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-soak: $(VENV)/.ready ## measure for half an hour in network namespaces (as root); PART=joins, deaths, wan, churn, engine or restarts for one
+soak: $(VENV)/.ready ## measure for half an hour in network namespaces (as root); PART=joins, deaths, wan, churn, engine, grammar or restarts for one
 	@$(BIN)/python -m tests.soak $(PART)
 
 chaos: $(VENV)/.ready ## kill, stop, cut and starve a mesh under load; every answer is compared with the undisturbed run

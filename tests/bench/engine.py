@@ -5,7 +5,7 @@
 3. `--peers` makes environments for llama.cpp and vLLM with pip, under `--folder`; without it those that are there are used, and
    what is missing is named. Both take minutes to install, and llama.cpp needs a C++ compiler.
 4. What our engine does alone is measured in one more child: `tests.bench.alone`.
-5. `--write` puts the raw figures into docs/bench-engine.json, the table into docs/benchmarks.md, and a picture beside them.
+5. `--write` puts the raw figures into docs/bench-engine-peers.json, the table into docs/benchmarks.md, and a picture beside them.
 """
 
 from __future__ import annotations
@@ -239,8 +239,8 @@ def main(asked: Sequence[str]) -> int:
     for name, reason in bench.skipped.items():
         print(f"skipped {name}: {reason}")
     if options.write:
-        write(made, mark="engine-peers", file="bench-engine.json")
-        (DOCS / "bench-engine.svg").write_text(picture(found, options.size))
+        write(made, mark="bench engine-peers", file="bench-engine-peers.json")
+        (DOCS / "bench-engine-peers.svg").write_text(picture(found, options.size))
     return report(made)
 
 
