@@ -17,7 +17,7 @@ run: $(VENV)/.ready ## set up if needed, then start a local mesh on http://127.0
 
 test: $(VENV)/.ready lint ## set up if needed, then everything CI runs
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m tests.limited $(TEST_SECONDS) $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(BIN)/python -m tests.limited $(TEST_SECONDS) $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 $(TESTS)
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
