@@ -77,6 +77,8 @@ class Talk:
         import fcntl
         import termios
 
+        # Ignored in the background of a shell, and then in every program that is started there.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def until(self, text, nudge=""):
