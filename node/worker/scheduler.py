@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from node.worker.sequence import Sequence
 
 
+CROWD = 3
+"""So many may read along for each that begins, before those that begin are let in slowly."""
+
+
 @dataclass(frozen=True)
 class Share:
     """A sequence's part in a step: its next `count` tokens."""
@@ -62,8 +66,8 @@ class Scheduler:
         shares = self._decoding()
         left = self._budget - len(shares)
         beginning = len(self.waiting) + len(self.active) - len(shares)
-        # When more wait for their first token than read along, a crowd arrived: the sooner it is through, the better for all.
-        if shares and (beginning == 1 or beginning < len(shares)):
+        # When many wait for their first token, a crowd arrived: let in by drops, it would wait longer than it makes others wait.
+        if shares and (beginning == 1 or CROWD * beginning < len(shares)):
             left = min(left, self._pace.allowance)
         prompts = self._going_on(left)
         left -= sum(share.count for share in prompts)

@@ -101,13 +101,15 @@ def test_beside_decoding_a_prompt_gets_what_its_pace_allows() -> None:
 
 def test_a_crowd_is_let_in_at_full_speed() -> None:
     pace = Pace(stretch=3.0)
-    made, _ = scheduler(4, *[40] * 4, slots=5, budget=64, pace=pace)
+    made, _ = scheduler(*[4] * 7, *[40] * 4, slots=11, budget=64, pace=pace)
     pace.measure(prompt_tokens=1000, decoding=False, seconds=1.0)
     pace.measure(prompt_tokens=0, decoding=True, seconds=0.01)
-    assert step(made) == [(0, 4), (1, 40)]
-    # Two read along and three wait; then three read along and two wait.
-    assert step(made) == [(0, 1), (1, 1), (2, 40)]
-    assert step(made) == [(0, 1), (1, 1), (2, 1), (3, 10)]
+    assert step(made) == [(number, 4) for number in range(7)]
+    readers = [(number, 1) for number in range(7)]
+    # Four begin beside seven, then three beside eight, then two beside nine, which is no crowd any more.
+    assert step(made) == [*readers, (7, 40)]
+    assert step(made) == [*readers, (7, 1), (8, 40)]
+    assert step(made) == [*readers, (7, 1), (8, 1), (9, 10)]
 
 
 def test_budget_below_the_slots_is_raised() -> None:
