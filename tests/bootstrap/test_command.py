@@ -9,21 +9,7 @@ import pytest
 from bootstrap.command import main
 from bootstrap.doctor import Finding
 
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("INFERMESH_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*argv):
-        code = main(argv)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 def test_status(run, small_mesh):

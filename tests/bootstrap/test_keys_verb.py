@@ -1,26 +1,10 @@
 import json
-import os
 
 import pytest
 
-from bootstrap.command import main
 from mesh.http.keys import Keys
 
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("INFERMESH_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*argv):
-        code = main(argv)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 def test_from_making_a_key_to_revoking_it(run, tmp_path):

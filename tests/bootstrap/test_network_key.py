@@ -5,29 +5,15 @@ import time
 import pytest
 
 from bootstrap import doctor
-from bootstrap.command import main
 from mesh.identity import Identity
 from mesh.invite import PREFIX, check, read, unseal
 from mesh.keyring import FILE, Keyring
 from mesh.state import StateFolder, default_state_dir
 
+pytestmark = pytest.mark.usefixtures("own_environment")
+
+
 ADDRESSES = [f"/ip4/127.0.0.1/tcp/4001/p2p/{Identity.from_seed(bytes(32)).peer_id}"]
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("INFERMESH_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*argv):
-        code = main(argv)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

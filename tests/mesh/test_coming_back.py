@@ -13,7 +13,7 @@ from tests.mesh.town import DONE, Service, ask, served, town, until
 
 async def test_a_killed_node_is_gone_within_three_seconds_and_so_are_its_requests(autojump_clock):
     async with town() as here:
-        service = Service(gate=trio.Event())
+        service = Service()
         service.gate = trio.Event()
         bootstrap = await here.add("bootstrap")
         node = await here.add("node", bootstrap, service=service)
