@@ -29,7 +29,10 @@ class GatewayConfig(CommonConfig, frozen=True, kw_only=True):
 
     host: Annotated[
         str,
-        Option(help="Address of the HTTP port; others than loopback need --insecure.", environment=("HF_SERVER_HOST", "HOST")),
+        Option(
+            help="Address of the HTTP port; others than loopback need --api-keys or --insecure.",
+            environment=("HF_SERVER_HOST", "HOST"),
+        ),
     ] = "127.0.0.1"
     port: Annotated[
         int,
