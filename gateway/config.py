@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path  # noqa: TC003 - the schema is read at run time
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import msgspec
 
 from gateway.routing.plugins import policy_named, strategies
 from gateway.routing.policies import DEFAULT_POLICY
+from mesh.addresses import is_loopback_host
 from mesh.best_links import LINKS_PER_MODEL
 from mesh.config import CommonConfig, Option
 from mesh.errors import Misconfigured
@@ -105,17 +105,9 @@ def check_binding(config: GatewayConfig) -> None:
             f"--port and --registry-port are both {config.port}; the registry's endpoints are on --port anyway, "
             "so leave --registry-port out or give it another number"
         )
-    if config.insecure or config.api_keys or is_loopback(config.host):
+    if config.insecure or config.api_keys or is_loopback_host(config.host):
         return
     raise Misconfigured(
         f"--host {config.host} opens this gateway to everybody who reaches it; "
         "use --host 127.0.0.1, or add --api-keys FILE, or --insecure if everybody there may use the mesh"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """True when only this machine reaches the host."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -43,6 +43,14 @@ def is_near(address: str) -> bool:
     return ip is None or ip.is_loopback or ip.is_link_local or ip.is_private
 
 
+def is_loopback_host(host: str) -> bool:
+    """True for the name or IP address of a host that only this machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def is_loopback_address(address: str) -> bool:
     """True when `address` (a multiaddr or `host:port`) is reached from its own machine alone."""
     ip = ip_of(address)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from mesh.addresses import is_loopback_host
 from mesh.errors import Misconfigured
 from mesh.openai.remote.client import RemoteClient
 from node.backends.adapter import AdapterBackend, adapters_by_base
@@ -326,11 +326,7 @@ def _torch_settings(config: NodeConfig, unit: Unit, model: str, path: Path, adap
 
 def _check_host(config: NodeConfig, units: Sequence[Unit]) -> None:
     """A port that asks for no key must not be reachable by accident."""
-    try:
-        is_loopback = ipaddress.ip_address(config.host).is_loopback
-    except ValueError:
-        is_loopback = config.host == "localhost"
-    if is_loopback:
+    if is_loopback_host(config.host):
         return
     programs = [unit.id for unit in units if unit.settings.kind not in SERVED_BY_US]
     if config.api_keys and not programs:
