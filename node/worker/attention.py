@@ -109,6 +109,11 @@ class StepContext:
     windows: dict[int, int | None] = field(default_factory=dict)
     """The sliding window of each layer that was run."""
 
+    @property
+    def decoding(self) -> int:
+        """How many rows, from the first on, are a single token of a sequence each."""
+        return sum(len(group.rows) for group in self.groups)
+
 
 def slot_attention(
     module: Any,
@@ -138,6 +143,14 @@ def attend(
     return _attend(step, layer, query, key, value, Rules(scaling=scaling, window=window))
 
 
+def attend_pieces(
+    out: Tensor, step: StepContext, layer: int, query: Tensor, *, scaling: float | None, window: int | None
+) -> None:
+    """The rows of prompts alone, to their places in `out`; their keys and values stand in the arena already."""
+    step.windows[layer] = window
+    _attend_pieces(out, step, layer, query, Rules(scaling=scaling, window=window))
+
+
 def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
     step.windows[layer] = rules.window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
@@ -148,10 +161,15 @@ def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Te
     out = query.new_zeros(query.shape)
     for group in step.groups:
         out[group.rows] = _decode(query[group.rows], keys, values, group, rules)
+    _attend_pieces(out, step, layer, query, rules)
+    return out
+
+
+def _attend_pieces(out: Tensor, step: StepContext, layer: int, query: Tensor, rules: Rules) -> None:
+    keys, values = step.arena.keys[layer], step.arena.values[layer]
     for piece in step.pieces:
         rows = slice(piece.row, piece.row + piece.count)
         out[rows] = _prefill(query[None, rows].transpose(1, 2), keys, values, piece, rules)[0].transpose(0, 1)
-    return out
 
 
 def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:

@@ -11,13 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.worker.directory import read_header
+from node.worker.folders import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from node.worker.directory import ModelDirectory
 
@@ -84,10 +85,8 @@ def _key(directory: ModelDirectory) -> list[list[str | int]]:
 
 
 def _places(directory: ModelDirectory) -> tuple[Path, Path]:
-    base = os.environ.get("XDG_CACHE_HOME")
-    cache = Path(base) if base else Path.home() / ".cache"
     name = hashlib.sha256(str(directory.path.resolve()).encode()).hexdigest()[:32]
-    return directory.path / KEPT_NAME, cache / "infermesh" / "digests" / f"{name}.json"
+    return directory.path / KEPT_NAME, cache_folder() / "digests" / f"{name}.json"
 
 
 def _keep(directory: ModelDirectory, text: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from node.worker.attention import attend
+from node.worker.fused.kernels import Attention, Heads, TorchKernels, Turn
 from node.worker.fused.linear import Own
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from node.worker.attention import StepContext
+    from node.worker.fused.kernels import Kernels
     from node.worker.fused.linear import Linear, Products
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -36,47 +37,35 @@ class Unknown(Exception):
     """The model is not one of those that were read."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Heads:
-    """`turned` heads of queries and keys stand before those of the values."""
-
-    queries: int
-    turned: int
-    size: int
-
-
 @dataclass(kw_only=True)
 class _Layer:
-    """One layer's weights. `head_norm` [turned, size] scales normalised heads, where there is such a norm."""
+    """One layer's weights."""
 
     before_attention: Tensor
     projection: Linear
-    head_norm: Tensor | None
+    attention: Attention
     output: Linear
     before_mlp: Tensor
     gated: Callable[[Tensor], Tensor]
     down: Linear
-    scaling: float
-    window: int | None
 
 
 class Decoder:
     """Computes a step: a `node.worker.runner.Forward`. Raises Unknown before it has touched the model."""
 
-    def __init__(self, model: Any, products: Products | None = None) -> None:
-        """`products`: of which kind; with the weights as they are when left out."""
+    def __init__(self, model: Any, products: Products | None = None, kernels: Kernels | None = None) -> None:
+        """`products`: of which kind; with the weights as they are when left out. `kernels`: torch's when left out."""
         check(model)
         self._products = products or Own()
+        self._kernels = kernels or TorchKernels()
         config, body = model.config, model.model
-        attention = body.layers[0].self_attn
-        queries, keys = config.num_attention_heads, config.num_key_value_heads
-        self._heads = _Heads(queries=queries, turned=queries + keys, size=attention.head_dim)
+        self._heads = heads_of(model)
         self._epsilon = config.rms_norm_eps
         self._embedding: Tensor = body.embed_tokens.weight.detach()
         self._turns = Turns(body.rotary_emb, self._embedding)
         self._norm: Tensor = body.norm.weight.detach()
         self._head = self._products.linear(model.lm_head.weight)
-        self._layers = [self._layer(layer) for layer in body.layers]
+        self._layers = [self._layer(number, layer) for number, layer in enumerate(body.layers)]
         _strip([model.lm_head])
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
@@ -87,40 +76,32 @@ class Decoder:
         """What the head sees [keep, dim]."""
         rows = functional.embedding(tokens, self._embedding)
         turn = self._turns.at(positions)
-        for number, layer in enumerate(self._layers):
-            rows = self._attended(number, layer, rows, turn, step)
+        for layer in self._layers:
+            every = layer.projection(self._normed(rows, layer.before_attention))
+            rows = layer.output.plus(self._kernels.attend(every, layer.attention, turn, step), rows)
             rows = layer.down.plus(layer.gated(self._normed(rows, layer.before_mlp)), rows)
         return self._normed(rows[keep], self._norm)
 
-    def _attended(self, number: int, layer: _Layer, rows: Tensor, turn: tuple[Tensor, Tensor], step: StepContext) -> Tensor:
-        heads = self._heads
-        every = layer.projection(self._normed(rows, layer.before_attention)).view(len(rows), -1, heads.size)
-        turned, values = every[:, : heads.turned], every[:, heads.turned :]
-        if layer.head_norm is not None:
-            turned = self._normed(turned, layer.head_norm)
-        turned = torch.addcmul(turned * turn[0], turned.roll(heads.size // 2, -1), turn[1])
-        queries, keys = turned[:, : heads.queries], turned[:, heads.queries :]
-        seen = attend(step, number, queries, keys, values, scaling=layer.scaling, window=layer.window)
-        return layer.output.plus(seen.reshape(len(rows), -1), rows)
-
     def _normed(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """In float32, then scaled in the rows' own type, as the modules do it; torch's function takes many times as long."""
-        wide = rows.to(torch.float32, copy=True)
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(rows.shape[-1]).add_(self._epsilon).rsqrt_()
-        return wide.mul_(scale).to(rows.dtype).mul_(weight)
+        return self._kernels.norm(rows, weight, self._epsilon)
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, number: int, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         made = _Layer(
             before_attention=layer.input_layernorm.weight.detach(),
             projection=self._joined([attention.q_proj, attention.k_proj, attention.v_proj]),
-            head_norm=self._head_norm(attention),
+            attention=Attention(
+                layer=number,
+                heads=self._heads,
+                norm=self._head_norm(attention),
+                epsilon=self._epsilon,
+                scaling=attention.scaling,
+                window=_window(attention),
+            ),
             output=self._joined([attention.o_proj]),
             before_mlp=layer.post_attention_layernorm.weight.detach(),
             gated=self._products.gated(mlp.gate_proj, mlp.up_proj),
             down=self._joined([mlp.down_proj]),
-            scaling=attention.scaling,
-            window=_window(attention),
         )
         _strip(module for module in layer.modules() if isinstance(module, nn.Linear))
         return made
@@ -135,13 +116,13 @@ class Decoder:
     def _head_norm(self, attention: Any) -> Tensor | None:
         if not hasattr(attention, "q_norm"):
             return None
-        queries, keys = self._heads.queries, self._heads.turned - self._heads.queries
-        rows = [attention.q_norm.weight.expand(queries, -1), attention.k_norm.weight.expand(keys, -1)]
+        heads = self._heads
+        rows = [attention.q_norm.weight.expand(heads.queries, -1), attention.k_norm.weight.expand(heads.keys, -1)]
         return torch.cat(rows).detach()
 
 
 class Turns:
-    """How heads are rotated at each position: by `x * cosine + rolled(x) * sine`, with the sines' signs in them."""
+    """How heads are rotated at each position."""
 
     def __init__(self, rotary: Any, like: Tensor) -> None:
         self._rotary = rotary
@@ -149,19 +130,27 @@ class Turns:
         self._varies = rotary.rope_type in {"dynamic", "longrope"}
         self._known = (like[:0], like[:0])
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, each [positions, 1, size]."""
+    def at(self, positions: Tensor) -> Turn:
+        """For rows at these positions."""
         if self._varies:
-            return self._compute(positions)
+            return Turn(positions, *self._compute(positions))
         last = int(positions.max())
         if last >= len(self._known[0]):
             self._known = self._compute(torch.arange(1 << (last + 1).bit_length(), device=positions.device))
-        return self._known[0].index_select(0, positions), self._known[1].index_select(0, positions)
+        cosines, sines = (each.index_select(0, positions) for each in self._known)
+        return Turn(positions, cosines, sines)
 
     def _compute(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cosines, sines = (each[0][:, None] for each in self._rotary(self._like, position_ids=positions[None]))
         half = sines.shape[-1] // 2
         return cosines, torch.cat([-sines[..., :half], sines[..., half:]], -1)
+
+
+def heads_of(model: Any) -> Heads:
+    """Those of each of its layers."""
+    config = model.config
+    size = model.model.layers[0].self_attn.head_dim
+    return Heads(queries=config.num_attention_heads, keys=config.num_key_value_heads, size=size)
 
 
 def check(model: Any) -> None:
@@ -173,6 +162,8 @@ def check(model: Any) -> None:
         raise Unknown(f"its activation is {config.hidden_act}")
     if model.lm_head.bias is not None:
         raise Unknown("its head has a bias")
+    if 2 * model.model.rotary_emb.inv_freq.shape[-1] != model.model.layers[0].self_attn.head_dim:
+        raise Unknown("it rotates only a part of each head")
     for layer in model.model.layers:
         if others := {kind for module in layer.modules() if (kind := _foreign(module))}:
             raise Unknown(f"its layers have {', '.join(sorted(others))}")

@@ -125,7 +125,7 @@ class Own:
 
     def gated(self, gate: nn.Linear, up: nn.Linear) -> Callable[[Tensor], Tensor]:
         """See Products."""
-        first, second = linear(gate.weight, gate.bias), linear(up.weight, up.bias)
+        first, second = self.linear(gate.weight, gate.bias), self.linear(up.weight, up.bias)
         return lambda rows: second.times(rows, first.swish(rows))
 
 

@@ -1,0 +1,113 @@
+"""Products of few rows in C: those of torch, and the same in any company."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from node.worker.fused.linear import Packed, Plain
+from node.worker.native.compiler import Unavailable
+from node.worker.native.products import MOST_ROWS, FewRows, Native
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+try:
+    Native(torch.bfloat16)
+except Unavailable as reason:
+    pytestmark = pytest.mark.skip(reason=str(reason))
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def matrices(rows: int, *, inputs: int = 192, outputs: int = 320) -> tuple[torch.Tensor, ...]:
+    source = torch.Generator().manual_seed(rows)
+    weight = torch.randn(outputs, inputs, generator=source) * inputs**-0.5
+    sizes = ((outputs,), (rows, inputs), (rows, outputs))
+    return tuple(each.to(torch.bfloat16) for each in (weight, *(torch.randn(size, generator=source) for size in sizes)))
+
+
+def every(kind: Any, rows: torch.Tensor, other: torch.Tensor) -> list[torch.Tensor]:
+    return [kind(rows), kind.swish(rows), kind.times(rows, other), kind.plus(rows, other)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 33, MOST_ROWS, MOST_ROWS + 1])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(192, 320), (64, 64), (1088, 128)])
+def test_every_product_is_that_of_torch(rows: int, biased: bool, inputs: int, outputs: int) -> None:
+    weight, bias, given, other = matrices(rows, inputs=inputs, outputs=outputs)
+    made = FewRows(weight, bias if biased else None)
+    expected = Plain(weight.float(), bias.float() if biased else None)
+    for found, exact in zip(every(made, given, other), every(expected, given.float(), other.float()), strict=True):
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.01)
+
+
+def test_a_row_is_the_same_to_the_last_bit_in_any_company() -> None:
+    weight, bias, given, other = matrices(MOST_ROWS)
+    made = FewRows(weight, bias)
+    together = every(made, given, other)
+    for row in range(0, MOST_ROWS, 7):
+        alone = every(made, given[row : row + 1], other[row : row + 1])
+        assert all(torch.equal(one[0], many[row]) for one, many in zip(alone, together, strict=True))
+
+
+def test_rows_need_not_lie_together() -> None:
+    weight, _, given, other = matrices(8)
+    made = FewRows(weight)
+    assert torch.equal(made.plus(given[::2], other[::2]), made.plus(given, other)[::2])
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    weight, _, given, other = matrices(4)
+    given[1, 3], given[2, 5] = float("nan"), float("inf")
+    for found in every(FewRows(weight), given, other):
+        assert found.isfinite().all(-1).tolist() == [True, False, False, True]
+
+
+def test_large_arguments_of_the_sigmoid() -> None:
+    weight = torch.eye(64, dtype=torch.bfloat16)
+    given = torch.tensor([-300.0, -90, -20, -1, 0, 1, 20, 90, 300]).to(torch.bfloat16)[:, None].expand(-1, 64)
+    torch.testing.assert_close(FewRows(weight).swish(given), torch.nn.functional.silu(given), atol=1e-6, rtol=0.01)
+
+
+def test_a_weight_that_lies_otherwise_is_oneDNNs(monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: N802 - its name
+    weight, _, _, _ = matrices(3)
+    products, other = Native(torch.bfloat16), Packed(weight.flip(0))
+    elsewhere = torch.ops.mkldnn.data_ptr(other._weight)
+    monkeypatch.setattr(torch.ops.mkldnn, "data_ptr", lambda _: elsewhere)
+    with pytest.raises(Unavailable, match="another way"):
+        FewRows(weight)
+    assert type(products.linear(weight)) is Packed
+
+
+def test_a_torch_that_does_not_say_where_weights_are_computes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, _, _ = matrices(3)
+    products = Native(torch.bfloat16)
+
+    def refuse(_: torch.Tensor) -> int:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "data_ptr", refuse)
+    assert type(products.linear(weight)) is Packed
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(100, 64), (64, 33)])
+def test_parts_of_panels_are_oneDNNs(outputs: int, inputs: int) -> None:  # noqa: N802 - its name
+    weight = torch.ones(outputs, inputs, dtype=torch.bfloat16)
+    with pytest.raises(Unavailable, match="no whole panels"):
+        FewRows(weight)
+    assert type(Native(torch.bfloat16).linear(weight)) is Packed
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(Unavailable, match="float32"):
+        Native(torch.float32)
