@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface
 
+from node.worker.native.kernels import found
 from node.worker.scores import Rules
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class StepContext:
     arena: Arena
     places: Tensor
     """For each token of the row its place in the arena."""
+    positions: Tensor
+    """The same in its own sequence."""
     groups: list[DecodeGroup]
     pieces: list[Piece]
     windows: dict[int, int | None] = field(default_factory=dict)
@@ -143,33 +146,37 @@ def attend(
     return _attend(step, layer, query, key, value, Rules(scaling=scaling, window=window))
 
 
-def attend_pieces(
-    out: Tensor, step: StepContext, layer: int, query: Tensor, *, scaling: float | None, window: int | None
-) -> None:
-    """The rows of prompts alone, to their places in `out`; their keys and values stand in the arena already."""
-    step.windows[layer] = window
-    _attend_pieces(out, step, layer, query, Rules(scaling=scaling, window=window))
+def attend_written(step: StepContext, layer: int, query: Tensor, *, scaling: float | None, window: int | None) -> Tensor:
+    """The same when keys and values stand in the arena already."""
+    return _attend_written(step, layer, query, Rules(scaling=scaling, window=window))
 
 
 def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-    step.windows[layer] = rules.window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
     if not key.shape[1:] == value.shape[1:] == keys.shape[::2]:
         raise Inexact(f"layer {layer} has other key and value shapes than its configuration says")
     keys.index_copy_(1, step.places, key.transpose(0, 1))
     values.index_copy_(1, step.places, value.transpose(0, 1))
-    out = query.new_zeros(query.shape)
-    for group in step.groups:
-        out[group.rows] = _decode(query[group.rows], keys, values, group, rules)
-    _attend_pieces(out, step, layer, query, rules)
-    return out
+    return _attend_written(step, layer, query, rules)
 
 
-def _attend_pieces(out: Tensor, step: StepContext, layer: int, query: Tensor, rules: Rules) -> None:
+def _attend_written(step: StepContext, layer: int, query: Tensor, rules: Rules) -> Tensor:
+    step.windows[layer] = rules.window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
+    out = query.new_zeros(query.shape)
+    native = found(query.dtype) if rules.plain and query.device.type == "cpu" else None
+    if native is not None and native.suits(query.shape[1], len(keys), query.shape[2]):
+        scaling = query.shape[2] ** -0.5 if rules.scaling is None else rules.scaling
+        native.look(
+            out, query, keys, values, step.places, step.positions, count=step.decoding, window=rules.window, scaling=scaling
+        )
+    else:
+        for group in step.groups:
+            out[group.rows] = _decode(query[group.rows], keys, values, group, rules)
     for piece in step.pieces:
         rows = slice(piece.row, piece.row + piece.count)
         out[rows] = _prefill(query[None, rows].transpose(1, 2), keys, values, piece, rules)[0].transpose(0, 1)
+    return out
 
 
 def _decode(query: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, rules: Rules) -> Tensor:

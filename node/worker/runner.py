@@ -76,7 +76,7 @@ class Runner(Protocol):
 class Forward(Protocol):
     """Runs a model over one row of tokens, with `node.worker.attention` between them."""
 
-    def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, step: StepContext, keep: Tensor) -> Tensor:
         """Logits after the tokens that `keep` numbers [keep, vocabulary]."""
         ...
 
@@ -87,10 +87,10 @@ class ModuleForward:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, step: StepContext, keep: Tensor) -> Tensor:
         """See Forward."""
         logits: Tensor = self._model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, slot_step=step, logits_to_keep=keep
+            input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, slot_step=step, logits_to_keep=keep
         ).logits
         return logits[0]
 
@@ -122,17 +122,12 @@ class SlotRunner:
             if share.completes:
                 completing.append(len(tokens) - 1)
         padding = max(0, LEAST_ROWS - len(tokens))
-        logits = self._forward(
-            tokens + [0] * padding, positions + [0] * padding, self._context(shares, padding), _padded(completing)
-        )
+        step = self._context(shares, positions + [0] * padding, padding)
+        logits = self.forward(self._tensor(tokens + [0] * padding), step, self._tensor(_padded(completing)))
+        self.windows = step.windows
         return logits[: len(completing)]
 
-    def _forward(self, tokens: list[int], positions: list[int], step: StepContext, keep: list[int]) -> Tensor:
-        logits = self.forward(self._tensor(tokens), self._tensor(positions), step, self._tensor(keep))
-        self.windows = step.windows
-        return logits
-
-    def _context(self, shares: Sequence[Share], padding: int) -> StepContext:
+    def _context(self, shares: Sequence[Share], positions: list[int], padding: int) -> StepContext:
         singles = [(share.sequence.computed, _extent(share)) for share in shares if share.count == 1]
         places = [extent.start + position for position, extent in singles]
         pieces: list[Piece] = []
@@ -144,6 +139,7 @@ class SlotRunner:
         return StepContext(
             arena=self.arena,
             places=self._tensor(places + [self.arena.scrap] * padding),
+            positions=self._tensor(positions),
             groups=self._groups(singles),
             pieces=pieces,
         )

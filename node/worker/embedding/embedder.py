@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Hidden(Protocol):
     """What computes a model whose modules gave their weights away."""
 
-    def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, step: StepContext, keep: Tensor) -> Tensor:
         """The states before the head, of the tokens that `keep` numbers [keep, dim]; see `node.worker.runner.Forward`."""
         ...
 
@@ -68,11 +68,11 @@ class Embedder:
         pieces = [Piece(end - len(one), end - len(one), len(one), 0) for one, end in zip(inputs, ends, strict=True)]
         arena = Arena(arena_shape(self._model, ends[-1]), dtype=self._model.dtype, device=self.device)
         places = torch.arange(ends[-1], device=self.device)
-        step = StepContext(arena=arena, places=places, groups=[], pieces=pieces)
-        tokens = torch.tensor([token for one in inputs for token in one], device=self.device)
         positions = torch.tensor([position for one in inputs for position in range(len(one))], device=self.device)
+        step = StepContext(arena=arena, places=places, positions=positions, groups=[], pieces=pieces)
+        tokens = torch.tensor([token for one in inputs for token in one], device=self.device)
         with torch.inference_mode():
-            states = hidden(tokens, positions, step, torch.tensor(ends, device=self.device) - 1)
+            states = hidden(tokens, step, torch.tensor(ends, device=self.device) - 1)
             return self._finished(states.float(), dimensions)
 
     @contextmanager

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from node.worker.fused.kernels import Attention, Heads, TorchKernels, Turn
+from node.worker.fused.layers import Layer, Layers
 from node.worker.fused.linear import Own
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from node.worker.attention import StepContext
     from node.worker.fused.kernels import Kernels
+    from node.worker.fused.layers import Through
     from node.worker.fused.linear import Linear, Products
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -37,24 +38,20 @@ class Unknown(Exception):
     """The model is not one of those that were read."""
 
 
-@dataclass(kw_only=True)
-class _Layer:
-    """One layer's weights."""
-
-    before_attention: Tensor
-    projection: Linear
-    attention: Attention
-    output: Linear
-    before_mlp: Tensor
-    gated: Callable[[Tensor], Tensor]
-    down: Linear
-
-
 class Decoder:
     """Computes a step: a `node.worker.runner.Forward`. Raises Unknown before it has touched the model."""
 
-    def __init__(self, model: Any, products: Products | None = None, kernels: Kernels | None = None) -> None:
-        """`products`: of which kind; with the weights as they are when left out. `kernels`: torch's when left out."""
+    def __init__(
+        self,
+        model: Any,
+        products: Products | None = None,
+        kernels: Kernels | None = None,
+        through: Callable[[Layers], Through] | None = None,
+    ) -> None:
+        """`products`: of which kind; with the weights as they are when left out. `kernels`: torch's when left out.
+
+        `through`: a faster way through the layers.
+        """
         check(model)
         self._products = products or Own()
         self._kernels = kernels or TorchKernels()
@@ -65,29 +62,24 @@ class Decoder:
         self._turns = Turns(body.rotary_emb, self._embedding)
         self._norm: Tensor = body.norm.weight.detach()
         self._head = self._products.linear(model.lm_head.weight)
-        self._layers = [self._layer(number, layer) for number, layer in enumerate(body.layers)]
+        made = [self._layer(number, layer) for number, layer in enumerate(body.layers)]
+        layers = Layers(made, self._kernels, self._epsilon)
+        self._layers = through(layers) if through else layers
         _strip([model.lm_head])
 
-    def __call__(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, step: StepContext, keep: Tensor) -> Tensor:
         """Logits [keep, vocabulary]."""
-        return self._head(self.hidden(tokens, positions, step, keep))
+        return self._head(self.hidden(tokens, step, keep))
 
-    def hidden(self, tokens: Tensor, positions: Tensor, step: StepContext, keep: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, step: StepContext, keep: Tensor) -> Tensor:
         """What the head sees [keep, dim]."""
         rows = functional.embedding(tokens, self._embedding)
-        turn = self._turns.at(positions)
-        for layer in self._layers:
-            every = layer.projection(self._normed(rows, layer.before_attention))
-            rows = layer.output.plus(self._kernels.attend(every, layer.attention, turn, step), rows)
-            rows = layer.down.plus(layer.gated(self._normed(rows, layer.before_mlp)), rows)
-        return self._normed(rows[keep], self._norm)
+        rows = self._layers(rows, self._turns.at(step.positions), step)
+        return self._kernels.norm(rows[keep], self._norm, self._epsilon)
 
-    def _normed(self, rows: Tensor, weight: Tensor) -> Tensor:
-        return self._kernels.norm(rows, weight, self._epsilon)
-
-    def _layer(self, number: int, layer: Any) -> _Layer:
+    def _layer(self, number: int, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        made = _Layer(
+        made = Layer(
             before_attention=layer.input_layernorm.weight.detach(),
             projection=self._joined([attention.q_proj, attention.k_proj, attention.v_proj]),
             attention=Attention(
@@ -133,12 +125,11 @@ class Turns:
     def at(self, positions: Tensor) -> Turn:
         """For rows at these positions."""
         if self._varies:
-            return Turn(positions, *self._compute(positions))
+            return Turn(*self._compute(positions))
         last = int(positions.max())
         if last >= len(self._known[0]):
             self._known = self._compute(torch.arange(1 << (last + 1).bit_length(), device=positions.device))
-        cosines, sines = (each.index_select(0, positions) for each in self._known)
-        return Turn(positions, cosines, sines)
+        return Turn(*(each.index_select(0, positions) for each in self._known))
 
     def _compute(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cosines, sines = (each[0][:, None] for each in self._rotary(self._like, position_ids=positions[None]))

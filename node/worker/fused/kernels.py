@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from node.worker.attention import attend
+from node.worker.attention import attend, attend_written
+from node.worker.native.compiler import Unavailable
+from node.worker.native.kernels import functions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +47,6 @@ class Attention:
 class Turn:
     """How each row's heads are rotated, [rows, 1, size]: by `x * cosines + rolled(x) * sines`, the sines with their signs."""
 
-    positions: Tensor
-    """In the rows' sequences, [rows]."""
-
     cosines: Tensor
     sines: Tensor
 
@@ -84,3 +83,27 @@ class TorchKernels:
         queries, keys = turned[:, : heads.queries], turned[:, heads.queries :]
         seen = attend(step, attention.layer, queries, keys, values, scaling=attention.scaling, window=attention.window)
         return seen.reshape(len(every), -1)
+
+
+class NativeKernels:
+    """In C, for one type and such heads, on the CPU. See Kernels. Raises Unavailable."""
+
+    def __init__(self, dtype: torch.dtype, heads: Heads) -> None:
+        self._functions = functions(dtype)
+        if not self._functions.suits(heads.queries, heads.keys, heads.size):
+            raise Unavailable(f"there are no kernels for {heads}")
+
+    def norm(self, rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """See Kernels."""
+        return self._functions.norm(rows, weight, epsilon)
+
+    def attend(self, every: Tensor, attention: Attention, turn: Turn, step: StepContext) -> Tensor:
+        """See Kernels."""
+        heads, layer = attention.heads, attention.layer
+        keys, values = step.arena.keys[layer], step.arena.values[layer]
+        every = every.view(len(every), -1, heads.size)
+        queries = self._functions.turn(
+            every, heads.queries, keys, values, attention.norm, turn.cosines, turn.sines, step.places, attention.epsilon
+        )
+        seen = attend_written(step, layer, queries, scaling=attention.scaling, window=attention.window)
+        return seen.view(len(every), -1)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -60,7 +61,7 @@ class Packed:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS_HINT)
-        self._bias = None if bias is None else bias.detach()
+        self.bias = None if bias is None else bias.detach()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See Linear."""
@@ -79,11 +80,11 @@ class Packed:
         return self._binary(rows, other, "add")
 
     def _unary(self, rows: Tensor, what: str) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, what, [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self.bias, what, [], "")
         return product
 
     def _binary(self, rows: Tensor, other: Tensor, what: str) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, self._bias, what)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, self.bias, what)
         return product
 
 
@@ -125,8 +126,19 @@ class Own:
 
     def gated(self, gate: nn.Linear, up: nn.Linear) -> Callable[[Tensor], Tensor]:
         """See Products."""
-        first, second = self.linear(gate.weight, gate.bias), self.linear(up.weight, up.bias)
-        return lambda rows: second.times(rows, first.swish(rows))
+        return Gated(self.linear(gate.weight, gate.bias), self.linear(up.weight, up.bias))
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The product with `up`, times the product with `gate` and its sigmoid."""
+
+    gate: Linear
+    up: Linear
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Of these rows."""
+        return self.up.times(rows, self.gate.swish(rows))
 
 
 @functools.cache

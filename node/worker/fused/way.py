@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from node.worker.fused.decoder import Decoder, Unknown, check, heads_of
 from node.worker.fused.int8 import Quantized
+from node.worker.fused.kernels import NativeKernels
 from node.worker.fused.linear import Own, packs
 from node.worker.fused.modules import pack
 from node.worker.native.compiler import Unavailable
-from node.worker.native.kernels import NativeKernels
+from node.worker.native.layers import NativeLayers
 from node.worker.native.products import Native
 from node.worker.runner import ModuleForward
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from node.worker.fused.kernels import Heads
+    from node.worker.fused.layers import Layers, Through
     from node.worker.fused.linear import Products
     from node.worker.runner import Forward
 
@@ -61,7 +63,7 @@ def _taken_over(model: Any, products: Products, *notes: str) -> Way:
         pack(model, products)
         return _way(ModuleForward(model), "packed", *notes)
     kernels = _kernels(model.dtype, heads_of(model))
-    return _way(Decoder(model, products, kernels), "fused", "C" if kernels else "", *notes)
+    return _way(Decoder(model, products, kernels, _through), "fused", "C" if kernels else "", *notes)
 
 
 def _way(forward: Forward, *names: str) -> Way:
@@ -82,3 +84,11 @@ def _kernels(dtype: torch.dtype, heads: Heads) -> NativeKernels | None:
     except Unavailable as reason:
         _logger.info("norms and attention are torch's: %s", reason)
         return None
+
+
+def _through(layers: Layers) -> Through:
+    try:
+        return NativeLayers(layers)
+    except Unavailable as reason:
+        _logger.info("the layers are called one by one: %s", reason)
+        return layers

@@ -82,7 +82,7 @@ def _folder() -> Path:
 
 def _digest(source: Path, command: list[str]) -> str:
     compiler = Path(shutil.which(command[0]) or command[0]).resolve()
-    sources = [each.read_text() for each in (source, *sorted(source.parent.glob("*.h")))]
+    sources = [each.read_text() for each in sorted(source.parent.glob("*.[ch]"))]
     parts = (*sources, *command, str(compiler), str(compiler.stat().st_mtime_ns), platform.machine(), _processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 

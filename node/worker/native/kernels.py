@@ -1,4 +1,4 @@
-"""Norms, rotations and the attention of decoding rows in C; see `node.worker.fused.kernels.Kernels`."""
+"""Norms, rotations and the attention of decoding rows in C, on tensors. Everything is contiguous, of one type, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from node.worker.attention import attend_pieces
 from node.worker.native.compiler import Unavailable, library
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from node.worker.attention import StepContext
-    from node.worker.fused.kernels import Attention, Heads, Turn
 
 TYPES = {torch.float32: 1, torch.bfloat16: 2}
 LARGEST_HEAD, MOST_SHARED = 256, 16
@@ -24,52 +20,90 @@ LARGEST_HEAD, MOST_SHARED = 256, 16
 _POINTER, _INTEGER, _REAL, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 
 
-@functools.cache
-def _functions(dtype: torch.dtype) -> ctypes.CDLL:
-    made = library("kernels", f"TYPE={TYPES[dtype]}")
-    made.norm.argtypes = [*[_POINTER] * 3, *[_INTEGER] * 2, _REAL, _THREADS]
-    made.turn.argtypes = [*[_POINTER] * 8, *[_INTEGER] * 5, _REAL, _THREADS]
-    made.look.argtypes = [*[_POINTER] * 6, *[_INTEGER] * 6, _REAL, _THREADS]
-    made.norm.restype = made.turn.restype = made.look.restype = None
-    return made
+class Functions:
+    """For one type. Raises Unavailable."""
 
-
-class NativeKernels:
-    """For one type and such heads, on the CPU. Raises Unavailable."""
-
-    def __init__(self, dtype: torch.dtype, heads: Heads) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         if dtype not in TYPES:
             raise Unavailable(f"there are no kernels for {dtype}")
-        shared, rest = divmod(heads.queries, heads.keys)
-        if rest or shared > MOST_SHARED or heads.size > LARGEST_HEAD or heads.size % 2:
-            raise Unavailable(f"there are no kernels for {heads}")
-        self._functions = _functions(dtype)
+        made = library("kernels", f"TYPE={TYPES[dtype]}")
+        made.norm.argtypes = [*[_POINTER] * 3, *[_INTEGER] * 2, _REAL, _THREADS]
+        made.turn.argtypes = [*[_POINTER] * 8, *[_INTEGER] * 5, _REAL, _THREADS]
+        made.look.argtypes = [*[_POINTER] * 6, *[_INTEGER] * 6, _REAL, _THREADS]
+        made.norm.restype = made.turn.restype = made.look.restype = None
+        self._made = made
+
+    @staticmethod
+    def suits(queries: int, keys: int, size: int) -> bool:
+        """Whether so many heads of queries and of keys, of such a size, can be looked at."""
+        shared, rest = divmod(queries, keys)
+        return size <= LARGEST_HEAD and size % 2 == 0 and shared <= MOST_SHARED and not rest
 
     def norm(self, rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """See Kernels."""
+        """Rows [rows, dim] divided by their root mean square, times the weight [dim]."""
         rows = rows.contiguous()
         made = torch.empty_like(rows)
         count, size = rows.shape
-        self._functions.norm(made.data_ptr(), rows.data_ptr(), weight.data_ptr(), count, size, epsilon, torch.get_num_threads())
+        self._made.norm(made.data_ptr(), rows.data_ptr(), weight.data_ptr(), count, size, epsilon, torch.get_num_threads())
         return made
 
-    def attend(self, every: Tensor, attention: Attention, turn: Turn, step: StepContext) -> Tensor:
-        """See Kernels. Pieces of prompts are looked at by torch."""
-        heads, threads = attention.heads, torch.get_num_threads()
-        keys, values = step.arena.keys[attention.layer], step.arena.values[attention.layer]
-        count, sizes = len(every), (heads.queries, heads.keys, heads.size, keys.shape[1])
-        queries = every.new_empty(count, heads.queries, heads.size)
-        norm = None if attention.norm is None else attention.norm.data_ptr()
-        arena = (keys.data_ptr(), values.data_ptr())
-        self._functions.turn(
-            queries.data_ptr(), *arena, every.data_ptr(), norm, turn.cosines.data_ptr(), turn.sines.data_ptr(),
-            step.places.data_ptr(), count, *sizes, attention.epsilon, threads,
+    def turn(
+        self,
+        every: Tensor,
+        heads: int,
+        keys: Tensor,
+        values: Tensor,
+        norm: Tensor | None,
+        cosines: Tensor,
+        sines: Tensor,
+        places: Tensor,
+        epsilon: float,
+    ) -> Tensor:
+        """The queries [rows, heads, size] of all heads [rows, heads + keys + values, size], turned; keys and values go to
+        their places in [kv_heads, tokens, size]."""
+        count, _, size = every.shape
+        queries = every.new_empty(count, heads, size)
+        self._made.turn(
+            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), every.data_ptr(), None if norm is None else norm.data_ptr(),
+            cosines.data_ptr(), sines.data_ptr(), places.data_ptr(),
+            count, heads, len(keys), size, keys.shape[1], epsilon, torch.get_num_threads(),
         )  # fmt: skip
-        seen = torch.empty_like(queries)
-        self._functions.look(
-            seen.data_ptr(), queries.data_ptr(), *arena, step.places.data_ptr(), turn.positions.data_ptr(),
-            step.decoding, *sizes, attention.window or 0, attention.scaling, threads,
+        return queries
+
+    def look(
+        self,
+        seen: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        places: Tensor,
+        positions: Tensor,
+        *,
+        count: int,
+        window: int | None,
+        scaling: float,
+    ) -> None:
+        """The first `count` rows of queries [rows, heads, size] look at [kv_heads, tokens, size] up to their places, so far back
+        as they have a position or the window reaches; into `seen`, shaped as queries."""
+        _, heads, size = queries.shape
+        queries = queries.contiguous()
+        self._made.look(
+            seen.data_ptr(), queries.data_ptr(), keys.data_ptr(), values.data_ptr(), places.data_ptr(),
+            positions.data_ptr(),
+            count, heads, len(keys), size, keys.shape[1], window or 0, scaling, torch.get_num_threads(),
         )  # fmt: skip
-        seen[step.decoding :] = 0
-        attend_pieces(seen, step, attention.layer, queries, scaling=attention.scaling, window=attention.window)
-        return seen.view(count, -1)
+
+
+@functools.cache
+def functions(dtype: torch.dtype) -> Functions:
+    """Made once. Raises Unavailable."""
+    return Functions(dtype)
+
+
+@functools.cache
+def found(dtype: torch.dtype) -> Functions | None:
+    """The same, or None."""
+    try:
+        return functions(dtype)
+    except Unavailable:
+        return None

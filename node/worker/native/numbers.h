@@ -1,5 +1,7 @@
 /* How numbers are kept (`number`: float with -DTYPE=1, bfloat16 with -DTYPE=2) and computed with: as float. */
 
+#pragma once
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

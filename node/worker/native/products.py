@@ -44,8 +44,8 @@ class FewRows(Packed):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(weight, bias)
         self._functions = _functions()
-        self._outputs, self._inputs = weight.shape
-        self._address = _address(self._weight, weight)
+        self.outputs, self.inputs = weight.shape
+        self.address = _address(self._weight, weight)
 
     def _unary(self, rows: Tensor, what: str) -> Tensor:
         return super()._unary(rows, what) if len(rows) > MOST_ROWS else self._product(rows, _UNARY[what], None)
@@ -55,16 +55,16 @@ class FewRows(Packed):
 
     def _product(self, rows: Tensor, what: int, other: Tensor | None) -> Tensor:
         rows, other = rows.contiguous(), None if other is None else other.contiguous()
-        made = rows.new_empty(len(rows), self._outputs)
+        made = rows.new_empty(len(rows), self.outputs)
         self._functions.product(
             made.data_ptr(),
             rows.data_ptr(),
-            self._address,
-            None if self._bias is None else self._bias.data_ptr(),
+            self.address,
+            None if self.bias is None else self.bias.data_ptr(),
             None if other is None else other.data_ptr(),
             len(rows),
-            self._inputs,
-            self._outputs,
+            self.inputs,
+            self.outputs,
             what,
             torch.get_num_threads(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from node.worker import attention
 from node.worker.attention import DecodeGroup, StepContext, attend
 from node.worker.cache.arena import Arena, ArenaShape
 
@@ -12,6 +13,12 @@ HEADS, KV_HEADS, DIM, CAPACITY = 6, 2, 16, 32
 # Out of order, with extents of nobody between them, and of many lengths.
 EXTENTS = [4, 0, 7, 2, 5]
 POSITIONS = [30, 0, 3, 17, 9]
+
+
+@pytest.fixture(autouse=True, params=["C", "torch"])
+def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(attention, "found", lambda _: None)
 
 
 def step(dtype: torch.dtype, rows: slice) -> StepContext:
@@ -32,7 +39,7 @@ def step(dtype: torch.dtype, rows: slice) -> StepContext:
         reach=1 + max(positions),
     )
     places = torch.tensor([CAPACITY * extent + place for extent, place in zip(extents, positions, strict=True)])
-    return StepContext(arena=arena, places=places, groups=[group], pieces=[])
+    return StepContext(arena=arena, places=places, positions=torch.tensor(positions), groups=[group], pieces=[])
 
 
 def computed(dtype: torch.dtype, rows: slice, window: int | None, scaling: float | None) -> torch.Tensor:

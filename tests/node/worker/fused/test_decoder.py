@@ -61,10 +61,9 @@ def whole_prompt(model: Any, decoder: Decoder, tokens: torch.Tensor) -> torch.Te
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     shape = ArenaShape(layers=config.num_hidden_layers, tokens=count, kv_heads=config.num_key_value_heads, head_dim=dim)
     places = torch.arange(count)
-    step = StepContext(
-        arena=Arena(shape, dtype=model.dtype, device=model.device), places=places, groups=[], pieces=[Piece(0, 0, count, 0)]
-    )
-    return decoder(tokens, places, step, places)
+    arena = Arena(shape, dtype=model.dtype, device=model.device)
+    step = StepContext(arena=arena, places=places, positions=places, groups=[], pieces=[Piece(0, 0, count, 0)])
+    return decoder(tokens, step, places)
 
 
 @pytest.mark.parametrize("name", list(MODELS))

@@ -14,9 +14,7 @@ import pytest
 import torch
 
 from node.worker.fused.way import fastest
-from node.worker.native import compiler
-from node.worker.native import kernels as kernels_module
-from node.worker.native import products as products_module
+from node.worker.native import compiler, kernels, products
 from node.worker.native.compiler import SWITCH, Unavailable, library
 from tests.node.worker.fused.test_decoder import MODELS
 
@@ -128,14 +126,16 @@ def test_a_model_without_kernels_runs_on_torch(
     variable: str, value: str, reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(variable, value)
-    kernels_module._functions.cache_clear()
-    products_module._functions.cache_clear()
+    caches = (kernels.functions, kernels.found, products._functions)
+    for each in caches:
+        each.cache_clear()
     caplog.set_level("INFO")
     try:
         way = fastest(MODELS["qwen 3"]().to(torch.bfloat16))
+        assert kernels.found(torch.bfloat16) is None
     finally:
-        kernels_module._functions.cache_clear()
-        products_module._functions.cache_clear()
+        for each in caches:
+            each.cache_clear()
     assert way.name == "fused"
     assert caplog.text.count(reason) == 2
 

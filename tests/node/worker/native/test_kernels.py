@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from node.worker import attention as attention_module
 from node.worker.attention import DecodeGroup, Piece, StepContext
 from node.worker.cache.arena import Arena, ArenaShape
-from node.worker.fused.kernels import Attention, Heads, Kernels, TorchKernels, Turn
+from node.worker.fused.kernels import Attention, Heads, Kernels, NativeKernels, TorchKernels, Turn
 from node.worker.native.compiler import Unavailable
-from node.worker.native.kernels import LARGEST_HEAD, MOST_SHARED, NativeKernels
+from node.worker.native.kernels import LARGEST_HEAD, MOST_SHARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +48,8 @@ def numbers(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def step(heads: Heads, dtype: torch.dtype, rows: list[int], *, piece: bool) -> tuple[StepContext, torch.Tensor]:
-    """These of the decoding rows, perhaps a piece of a prompt behind them, and a row of nobody; and all their positions."""
+def step(heads: Heads, dtype: torch.dtype, rows: list[int], *, piece: bool) -> StepContext:
+    """These of the decoding rows, perhaps a piece of a prompt behind them, and a row of nobody."""
     shape = ArenaShape(layers=1, tokens=9 * CAPACITY, kv_heads=heads.keys, head_dim=heads.size)
     arena = Arena(shape, dtype=dtype, device=torch.device("cpu"))
     arena.keys.copy_(numbers(*arena.keys.shape, seed=5, dtype=dtype))
@@ -68,22 +69,27 @@ def step(heads: Heads, dtype: torch.dtype, rows: list[int], *, piece: bool) -> t
     if piece:
         places += range(8 * CAPACITY + PAST, 8 * CAPACITY + PAST + PIECE)
         positions = positions + list(range(PAST, PAST + PIECE))
-    context = StepContext(arena=arena, places=torch.tensor([*places, arena.scrap]), groups=[group], pieces=pieces)
-    return context, torch.tensor([*positions, 0])
+    return StepContext(
+        arena=arena,
+        places=torch.tensor([*places, arena.scrap]),
+        positions=torch.tensor([*positions, 0]),
+        groups=[group],
+        pieces=pieces,
+    )
 
 
 def attended(
     kernels: Kernels, heads: Heads, dtype: torch.dtype, rows: list[int], *, window: int | None = None, normed: bool = True,
     piece: bool = False,
 ) -> tuple[torch.Tensor, Arena]:  # fmt: skip
-    context, positions = step(heads, dtype, rows, piece=piece)
+    context = step(heads, dtype, rows, piece=piece)
+    positions = context.positions
     every = numbers(len(EXTENTS) + PIECE + 1, (heads.queries + 2 * heads.keys) * heads.size, seed=7, dtype=dtype)
     chosen = every[rows + list(range(len(EXTENTS), len(EXTENTS) + len(positions) - len(rows)))]
     norm = numbers(heads.turned, heads.size, seed=8, dtype=dtype) if normed else None
     attention = Attention(layer=0, heads=heads, norm=norm, epsilon=1e-5, scaling=0.2, window=window)
     angles = positions[:, None] * torch.linspace(1, 0.01, heads.size // 2)
     turn = Turn(
-        positions,
         torch.cat([angles.cos()] * 2, -1)[:, None].to(dtype),
         torch.cat([-angles.sin(), angles.sin()], -1)[:, None].to(dtype),
     )
@@ -98,7 +104,9 @@ def test_attention_is_that_of_torch(heads: Heads, dtype: torch.dtype, window: in
     rows = list(range(len(EXTENTS)))
     for normed in (True, False):
         found, arena = attended(native(dtype, heads), heads, dtype, rows, window=window, normed=normed, piece=True)
-        expected, other = attended(TorchKernels(), heads, dtype, rows, window=window, normed=normed, piece=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention_module, "found", lambda _: None)
+            expected, other = attended(TorchKernels(), heads, dtype, rows, window=window, normed=normed, piece=True)
         torch.testing.assert_close(found[:-1], expected[:-1], atol=BOUND[dtype], rtol=BOUND[dtype])
         for mine, theirs in ((arena.keys, other.keys), (arena.values, other.values)):
             torch.testing.assert_close(mine[:, :, :-1], theirs[:, :, :-1], atol=BOUND[dtype], rtol=BOUND[dtype])
@@ -143,13 +151,13 @@ def test_what_is_not_finite_stays_so_and_hurts_nobody_else(dtype: torch.dtype, v
     heads = SHAPES[0]
     kernels = native(dtype, heads)
     whole, _ = attended(kernels, heads, dtype, [0, 1, 2], normed=False)
-    context, positions = step(heads, dtype, [0, 1, 2], piece=False)
+    context = step(heads, dtype, [0, 1, 2], piece=False)
+    positions = context.positions
     context.arena.keys[0, :, CAPACITY * EXTENTS[0] + 3] = value
     every = numbers(len(EXTENTS) + PIECE + 1, (heads.queries + 2 * heads.keys) * heads.size, seed=7, dtype=dtype)
     attention = Attention(layer=0, heads=heads, norm=None, epsilon=1e-5, scaling=0.2, window=None)
     angles = positions[:, None] * torch.linspace(1, 0.01, heads.size // 2)
     turn = Turn(
-        positions,
         torch.cat([angles.cos()] * 2, -1)[:, None].to(dtype),
         torch.cat([-angles.sin(), angles.sin()], -1)[:, None].to(dtype),
     )
