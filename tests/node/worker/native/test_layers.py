@@ -15,6 +15,7 @@ from node.worker.fused.decoder import Decoder, heads_of
 from node.worker.fused.int8 import Quantized, quantizes
 from node.worker.fused.kernels import NativeKernels
 from node.worker.fused.linear import Own
+from node.worker.fused.way import fastest
 from node.worker.native.compiler import Unavailable
 from node.worker.native.layers import NativeLayers
 from node.worker.native.products import MOST_ROWS, Native
@@ -147,6 +148,12 @@ def test_logits_and_cache_are_the_same(name: str, rows: int, padding: int, piece
     assert torch.equal(caches[0].keys[:, :, :-1], caches[1].keys[:, :, :-1])
     assert torch.equal(caches[0].values[:, :, :-1], caches[1].values[:, :, :-1])
     assert counted[0].steps == (0 if whole else 1)
+
+
+def test_a_model_that_fits_is_computed_so(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert fastest(made("qwen 3", dtype)).name == "fused C C products"
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("products", [Own, Quantized])
