@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from node.worker.cache.arena import Arena, ArenaShape
 from node.worker.cache.extents import Extent, Extents
 from node.worker.cache.memory import Memory
 from node.worker.cache.radix import RadixCache
+from node.worker.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +111,7 @@ class SlotRunner:
         self.memory = Memory(extents, RadixCache(start=extents.tokens, pool=room.prefixes), self.arena)
         self.forward: Forward = forward or ModuleForward(model)
         self.device: torch.device = model.device
+        self.staging = Staging(self.device)
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """See Runner. The shares of a single token come first."""
@@ -121,48 +124,35 @@ class SlotRunner:
             positions += range(begin, begin + share.count)
             if share.completes:
                 completing.append(len(tokens) - 1)
-        padding = max(0, LEAST_ROWS - len(tokens))
-        step = self._context(shares, positions + [0] * padding, padding)
-        logits = self.forward(self._tensor(tokens + [0] * padding), step, self._tensor(_padded(completing)))
+        padding = [0] * max(0, LEAST_ROWS - len(tokens))
+        row, keep, step = self._placed(shares, tokens + padding, positions + padding, _padded(completing))
+        logits = self.forward(row, step, keep)
         self.windows = step.windows
         return logits[: len(completing)]
 
-    def _context(self, shares: Sequence[Share], positions: list[int], padding: int) -> StepContext:
-        singles = [(share.sequence.computed, _extent(share)) for share in shares if share.count == 1]
-        places = [extent.start + position for position, extent in singles]
+    def _placed(
+        self, shares: Sequence[Share], tokens: list[int], positions: list[int], keep: list[int]
+    ) -> tuple[Tensor, Tensor, StepContext]:
+        """All that the device is told of a step."""
         pieces: list[Piece] = []
-        for share in shares[len(singles) :]:
-            assert share.count > 1
-            past = share.sequence.computed
-            pieces.append(Piece(_extent(share).start, len(places), share.count, past))
-            places += range(_extent(share).start + past, _extent(share).start + past + share.count)
-        return StepContext(
+        places: list[int] = []
+        for share in shares:
+            extent, past = _extent(share), share.sequence.computed
+            if share.count > 1:
+                pieces.append(Piece(extent.start, len(places), share.count, past))
+            places += range(extent.start + past, extent.start + past + share.count)
+        places += [self.arena.scrap] * (len(tokens) - len(places))
+        slabs = _slabs(shares)
+        sent = iter(self.staging.send(tokens, keep, places, positions, *chain(*(slab.numbers for slab in slabs))))
+        row, kept = next(sent), next(sent)
+        step = StepContext(
             arena=self.arena,
-            places=self._tensor(places + [self.arena.scrap] * padding),
-            positions=self._tensor(positions),
-            groups=self._groups(singles),
+            places=next(sent),
+            positions=next(sent),
+            groups=[slab.group(next(sent), next(sent), next(sent)) for slab in slabs],
             pieces=pieces,
         )
-
-    def _groups(self, singles: list[tuple[int, Extent]]) -> list[DecodeGroup]:
-        slabs: dict[int, list[int]] = {}
-        for row, (_, extent) in enumerate(singles):
-            slabs.setdefault(extent.slab, []).append(row)
-        return [self._group(rows, [singles[row] for row in rows]) for rows in slabs.values()]
-
-    def _group(self, rows: list[int], members: list[tuple[int, Extent]]) -> DecodeGroup:
-        return DecodeGroup(
-            base=members[0][1].base,
-            capacity=members[0][1].capacity,
-            rows=self._tensor(rows),
-            extents=self._tensor([extent.index for _, extent in members]),
-            positions=self._tensor([position for position, _ in members]),
-            span=1 + max(extent.index for _, extent in members),
-            reach=1 + max(position for position, _ in members),
-        )
-
-    def _tensor(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+        return row, kept, step
 
     def reset(self) -> None:
         """See Runner."""
@@ -184,6 +174,44 @@ class SlotRunner:
     def rise(self) -> None:
         """See Runner."""
         self.arena.allocate()
+
+
+@dataclass
+class _Slab:
+    """The decoding rows in one slab of extents, before the device is told; see DecodeGroup."""
+
+    first: Extent
+    rows: list[int] = field(default_factory=list)
+    extents: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> tuple[list[int], list[int], list[int]]:
+        """What the device is told."""
+        return self.rows, self.extents, self.positions
+
+    def group(self, rows: Tensor, extents: Tensor, positions: Tensor) -> DecodeGroup:
+        """With the numbers as they stand there."""
+        return DecodeGroup(
+            base=self.first.base,
+            capacity=self.first.capacity,
+            rows=rows,
+            extents=extents,
+            positions=positions,
+            span=1 + max(self.extents),
+            reach=1 + max(self.positions),
+        )
+
+
+def _slabs(shares: Sequence[Share]) -> list[_Slab]:
+    found: dict[int, _Slab] = {}
+    for row, share in enumerate(share for share in shares if share.count == 1):
+        extent = _extent(share)
+        slab = found.setdefault(extent.slab, _Slab(extent))
+        slab.rows.append(row)
+        slab.extents.append(extent.index)
+        slab.positions.append(share.sequence.computed)
+    return list(found.values())
 
 
 def _extent(share: Share) -> Extent:
