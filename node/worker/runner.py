@@ -19,6 +19,7 @@ from node.worker.cache.extents import Extent, Extents
 from node.worker.cache.memory import Memory
 from node.worker.cache.radix import RadixCache
 from node.worker.staging import Staging
+from node.worker.varlen import Lengths, Member, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,10 @@ class Runner(Protocol):
     batching: bool
     memory: Memory
     device: torch.device
+
+    def order(self, shares: Sequence[Share]) -> Sequence[int]:
+        """In which order the shares' rows stand in the step."""
+        ...
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """Compute the shares; the logits after each one that completes, in their order [completing, vocabulary]."""
@@ -112,20 +117,32 @@ class SlotRunner:
         self.forward: Forward = forward or ModuleForward(model)
         self.device: torch.device = model.device
         self.staging = Staging(self.device)
+        self.varlen = False
+        """Whether attention is of variable length; see `node.worker.varlen`."""
+
+    def order(self, shares: Sequence[Share]) -> Sequence[int]:
+        """See Runner. Attention of variable length wants them by place."""
+        if not self.varlen:
+            return range(len(shares))
+        return sorted(range(len(shares)), key=lambda number: (shares[number].count > 1, _extent(shares[number]).start))
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """See Runner. The shares of a single token come first."""
         tokens: list[int] = []
         positions: list[int] = []
-        completing: list[int] = []
-        for share in shares:
+        ends: dict[int, int] = {}
+        order = self.order(shares)
+        for number in order:
+            share = shares[number]
             begin = share.sequence.computed
             tokens += share.sequence.tokens[begin : begin + share.count]
             positions += range(begin, begin + share.count)
             if share.completes:
-                completing.append(len(tokens) - 1)
+                ends[number] = len(tokens) - 1
+        completing = [ends[number] for number in sorted(ends)]
         padding = [0] * max(0, LEAST_ROWS - len(tokens))
-        row, keep, step = self._placed(shares, tokens + padding, positions + padding, _padded(completing))
+        ordered = [shares[number] for number in order]
+        row, keep, step = self._placed(ordered, tokens + padding, positions + padding, _padded(completing))
         logits = self.forward(row, step, keep)
         self.windows = step.windows
         return logits[: len(completing)]
@@ -141,18 +158,41 @@ class SlotRunner:
             if share.count > 1:
                 pieces.append(Piece(extent.start, len(places), share.count, past))
             places += range(extent.start + past, extent.start + past + share.count)
-        places += [self.arena.scrap] * (len(tokens) - len(places))
-        slabs = _slabs(shares)
-        sent = iter(self.staging.send(tokens, keep, places, positions, *chain(*(slab.numbers for slab in slabs))))
+        padding = len(tokens) - len(places)
+        places += [self.arena.scrap] * padding
+        slabs = [] if self.varlen else _slabs(shares)
+        parts = self._parts(shares, padding) if self.varlen else []
+        told = [*(slab.numbers for slab in slabs), *(numbers(part, self.arena.scrap + 1) for part in parts)]
+        sent = iter(self.staging.send(tokens, keep, places, positions, *chain(*told)))
         row, kept = next(sent), next(sent)
         step = StepContext(
             arena=self.arena,
             places=next(sent),
             positions=next(sent),
             groups=[slab.group(next(sent), next(sent), next(sent)) for slab in slabs],
-            pieces=pieces,
+            pieces=[] if self.varlen else pieces,
+            lengths=[self._lengths(part, next(sent), next(sent), next(sent)) for part in parts],
         )
         return row, kept, step
+
+    def _parts(self, shares: Sequence[Share], padding: int) -> list[list[Member]]:
+        """Single tokens, and pieces of prompts; rows that only fill the step up go with the last of them."""
+        members = [Member(_extent(share).start, share.count, share.sequence.computed + share.count) for share in shares]
+        singles = sum(share.count == 1 for share in shares)
+        nobody = [Member(self.arena.scrap, 1, 1)] * padding
+        if singles == len(members):
+            return [members + nobody]
+        return [part for part in (members[:singles], members[singles:] + nobody) if part]
+
+    def _lengths(self, part: list[Member], queries: Tensor, starts: Tensor, used: Tensor) -> Lengths:
+        return Lengths(
+            rows=sum(member.rows for member in part),
+            longest=max(member.rows for member in part),
+            context=self.context_length,
+            queries=queries.int(),
+            starts=starts.int(),
+            used=used.int(),
+        )
 
     def reset(self) -> None:
         """See Runner."""
