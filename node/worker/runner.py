@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from node.worker.graphs import Recorded
     from node.worker.scheduler import Share
+
+_logger = logging.getLogger(__name__)
 
 LEAST_ROWS = 4
 
@@ -119,6 +123,8 @@ class SlotRunner:
         self.staging = Staging(self.device)
         self.varlen = False
         """Whether attention is of variable length; see `node.worker.varlen`."""
+        self.recorded: Recorded | None = None
+        """Computes steps in place of `forward` where steps of single tokens are recorded; see `node.worker.graphs`."""
 
     def order(self, shares: Sequence[Share]) -> Sequence[int]:
         """See Runner. Attention of variable length wants them by place."""
@@ -140,12 +146,16 @@ class SlotRunner:
             if share.completes:
                 ends[number] = len(tokens) - 1
         completing = [ends[number] for number in sorted(ends)]
-        padding = [0] * max(0, LEAST_ROWS - len(tokens))
+        padding = [0] * (self._height(len(tokens), single=len(tokens) == len(shares)) - len(tokens))
         ordered = [shares[number] for number in order]
         row, keep, step = self._placed(ordered, tokens + padding, positions + padding, _padded(completing))
-        logits = self.forward(row, step, keep)
+        logits = (self.recorded or self.forward)(row, step, keep)
         self.windows = step.windows
         return logits[: len(completing)]
+
+    def _height(self, rows: int, *, single: bool) -> int:
+        rows = max(rows, LEAST_ROWS)
+        return self.recorded.height(rows) if single and self.recorded else rows
 
     def _placed(
         self, shares: Sequence[Share], tokens: list[int], positions: list[int], keep: list[int]
@@ -207,6 +217,8 @@ class SlotRunner:
     def rest(self) -> int:
         """See Runner."""
         freed = self.arena.bytes
+        if self.recorded:
+            self.recorded.forget()
         self.arena.free()
         self.memory.rebuild()
         return freed
@@ -214,6 +226,16 @@ class SlotRunner:
     def rise(self) -> None:
         """See Runner."""
         self.arena.allocate()
+        if self.recorded:
+            self._record_again(self.recorded)
+
+    def _record_again(self, recorded: Recorded) -> None:
+        try:
+            recorded.record()
+        # It went well before, and steps are computed without it too.
+        except Exception:
+            _logger.exception("steps are not recorded any more")
+            self.recorded = None
 
 
 @dataclass
