@@ -121,22 +121,49 @@ def test_what_was_prepared_here_arrives_like_a_message(pair: Pair) -> None:
     assert pair.connection.receive(wait=True) == [prepared]
 
 
-def test_a_node_that_does_not_read_stops_the_engine(pair: Pair) -> None:
+def test_a_node_that_does_not_read_stops_the_engine(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "ALIVE_EVERY", 0.01)
+    pair.connection.alive = lambda: Alive(step=0, running=1, waiting=0, busy_seconds=0.0, stats=EngineStats())
     pair.connection.start()
-    step = Step(load=EngineLoad(0, 0, 0, 0), events=[(1, Delta(0, [1], "x" * 1000))])
+    most = 3 * protocol.MOST_PENDING
     sent = 0
 
     def flood() -> None:
         nonlocal sent
-        for _ in range(3 * protocol.MOST_PENDING):
-            pair.connection.send(step)
+        for number in range(most):
+            pair.connection.send(Step(load=EngineLoad(number, 0, 0, 0), events=[(1, Delta(0, [1], "x" * 1000))]))
             sent += 1
 
     thread = threading.Thread(target=flood, daemon=True)
     thread.start()
     thread.join(1)
     assert thread.is_alive()
-    assert sent < 3 * protocol.MOST_PENDING
-    assert len(pair.receive(3 * protocol.MOST_PENDING)) == 3 * protocol.MOST_PENDING
+    assert sent < most
+    received: list[int] = []
+    while len(received) < most:
+        received += [message.load.step for message in pair.receive(1) if isinstance(message, Step)]
     thread.join(20)
-    assert sent == 3 * protocol.MOST_PENDING
+    assert sent == most
+    assert received == list(range(most))
+
+
+def test_what_the_socket_takes_goes_without_the_writer(pair: Pair) -> None:
+    pair.connection.start()
+    with pair.connection._writing:  # the writer can do nothing meanwhile
+        threading.Thread(target=pair.connection.send, args=(Loading(1, 2),)).start()
+        pair.node.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            pair.node.recv(1)
+    pair.node.settimeout(20)
+    assert pair.receive(1) == [Loading(1, 2)]
+    pair.connection._outgoing.put = None  # type: ignore[assignment, method-assign]
+    pair.connection.send(Loading(2, 2))
+    assert pair.receive(1) == [Loading(2, 2)]
+    del pair.connection._outgoing.put
+
+
+def test_a_message_larger_than_the_socket_arrives_whole_and_in_order(pair: Pair) -> None:
+    pair.connection.start()
+    large = [Loading(number, 9, "x" * (1 << 20)) for number in range(3)]
+    threading.Thread(target=lambda: [pair.connection.send(each) for each in large]).start()
+    assert pair.receive(3) == large
