@@ -2,8 +2,7 @@
 
 1. They are tried in their order, each on top of the one before. The first that is refused, raises or differs stays off, with the
    reason in the log, and so do those after it.
-2. What is compared: a batch of several lengths, prompts in pieces beside single tokens, and single tokens in every number of rows
-   that is recorded; then one layer with a sliding window shorter than the probe: those of most models are longer.
+2. What is compared is in `node.worker.probe`.
 3. An error of the device may end this process, and would end the next: while something is tried a mark lies in the cache folder,
    and what left its mark there is not tried before somebody deletes it.
 """
@@ -13,32 +12,25 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from contextlib import contextmanager
-from itertools import cycle, islice
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from mesh.errors import Misconfigured
-from node.worker.attention import attend
 from node.worker.folders import cache_folder
 from node.worker.graphs import CudaRecorder, Recorded, heights
 from node.worker.marks import Marks
-from node.worker.output.choice import computed_only
+from node.worker.probe import computed
 from node.worker.reading import first_line
 from node.worker.runner import LEAST_ROWS
-from node.worker.scheduler import Share
-from node.worker.sequence import Sequence
 from node.worker.suitability import AGREEMENT, difference
 from node.worker.varlen import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from collections.abc import Sequence as Several
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from node.worker.attention import StepContext
     from node.worker.graphs import Recorder
     from node.worker.runner import SlotRunner
 
@@ -47,10 +39,6 @@ _logger = logging.getLogger(__name__)
 SWITCH = "INFERMESH_CUDA"
 """How far to go: one of LEVELS, the last when it is not set."""
 LEVELS = ("plain", "varlen", "graphs")
-STEPS = ((12, 8, 1, 1, 3), (11, 1, 15, 1, 4))
-"""Tokens of each sequence in each step; the last token of those that have one left is computed again and again."""
-LAST = (1, 0, 1, 1, 0)
-WINDOW = 5
 
 
 class Faster(Protocol):
@@ -133,7 +121,7 @@ def faster(runner: SlotRunner, vocabulary: int, *, device_name: str, adapted: bo
     return prove(runner, wanted, marks, vocabulary)
 
 
-def prove(runner: SlotRunner, ways: Several[Faster], marks: Marks, vocabulary: int) -> list[str]:
+def prove(runner: SlotRunner, ways: Sequence[Faster], marks: Marks, vocabulary: int) -> list[str]:
     """Turn on those that are right, up to the first that is not; their names."""
     on: list[str] = []
     if not ways:
@@ -152,56 +140,6 @@ def prove(runner: SlotRunner, ways: Several[Faster], marks: Marks, vocabulary: i
     if on:
         _logger.info("computing on the GPU with %s", " and ".join(on))
     return on
-
-
-def computed(runner: SlotRunner, vocabulary: int) -> list[Tensor]:
-    """What the runner gives for the probe, [rows, what each has] on the host. Nobody may have room."""
-    sequences = _sequences(runner, vocabulary)
-    try:
-        with torch.inference_mode():
-            found = [_step(runner, list(zip(sequences, counts, strict=False))) for counts in STEPS]
-            last = [sequence for sequence, count in zip(sequences, LAST, strict=False) if count]
-            # The same ones again fill a large batch up: they write the same to the same place.
-            batches = [list(islice(cycle(last), rows)) for rows in heights(LEAST_ROWS, runner.slots)]
-            found += [_run(runner, [Share(sequence, 1) for sequence in batch]) for batch in batches]
-            with _window(runner):
-                return [*found, _run(runner, _restarted(sequences))]
-    finally:
-        for sequence in sequences:
-            runner.memory.release(sequence, keep=False)
-
-
-def _sequences(runner: SlotRunner, vocabulary: int) -> list[Sequence]:
-    """As many as there is room for."""
-    lengths = [sum(counts) for counts in zip(*STEPS, LAST, strict=True)]
-    found = []
-    for number, length in enumerate(lengths):
-        tokens = [(7 + 7919 * (index + 31 * number)) % vocabulary for index in range(length)]
-        sequence = Sequence(number=-1, tokens=tokens, prompt_length=length, choice=computed_only())
-        if not runner.memory.lend(sequence):
-            break
-        found.append(sequence)
-    return found
-
-
-def _step(runner: SlotRunner, counts: list[tuple[Sequence, int]]) -> Tensor:
-    """Against the order of their places."""
-    found = _run(runner, [Share(sequence, count) for sequence, count in reversed(counts)])
-    for sequence, count in counts:
-        sequence.computed += count
-    return found
-
-
-def _restarted(sequences: list[Sequence]) -> list[Share]:
-    """The second half of each, of the longest only its last token."""
-    for sequence in sequences:
-        sequence.computed = len(sequence.tokens) // 2
-    sequences[0].computed = len(sequences[0].tokens) - 1
-    return [Share(sequence, sequence.pending) for sequence in reversed(sequences)]
-
-
-def _run(runner: SlotRunner, shares: list[Share]) -> Tensor:
-    return runner.run(sorted(shares, key=lambda share: share.count > 1)).float().cpu()
 
 
 def _tried(runner: SlotRunner, way: Faster, marks: Marks, vocabulary: int, expected: list[Tensor]) -> str | None:
@@ -234,32 +172,6 @@ def _compared(runner: SlotRunner, way: Faster, vocabulary: int, expected: list[T
     # Written so that NaN is too much.
     wrong = [apart for ours, theirs in rows if not (apart := difference(ours, theirs)) <= allowed]
     return f"what it computes differs by {max(wrong):.2g} of its spread" if wrong else None
-
-
-class _Glance:
-    """One layer's attention with a window, and nothing else: a Forward. What a row looks for depends on its token alone."""
-
-    def __init__(self, keys: Tensor) -> None:
-        source = torch.Generator().manual_seed(1)
-        heads, _, size = keys.shape
-        self._tables = [
-            torch.randn(97, count, size, generator=source).to(keys.device, keys.dtype) for count in (2 * heads, heads, heads)
-        ]
-
-    def __call__(self, tokens: Tensor, step: StepContext, keep: Tensor) -> Tensor:
-        query, key, value = (table[tokens % len(table)] for table in self._tables)
-        return attend(step, 0, query, key, value, scaling=None, window=WINDOW)[keep].flatten(1)
-
-
-@contextmanager
-def _window(runner: SlotRunner) -> Iterator[None]:
-    """The runner computes a single layer."""
-    forward, recorded = runner.forward, runner.recorded
-    runner.forward, runner.recorded = _Glance(runner.arena.keys[0]), None
-    try:
-        yield
-    finally:
-        runner.forward, runner.recorded = forward, recorded
 
 
 def _level() -> str:

@@ -14,7 +14,8 @@ from mesh.errors import Misconfigured
 from node.worker import proof, varlen
 from node.worker.loader import Options, load
 from node.worker.marks import Marks
-from node.worker.proof import Graphs, Varlen, computed, faster, prove
+from node.worker.probe import computed
+from node.worker.proof import Graphs, Varlen, faster, prove
 from tests.node.worker.by_lengths import Again, varlen_attn
 
 if TYPE_CHECKING:
@@ -84,14 +85,16 @@ class Wrong:
                 options["window_size"] = (back, -1)
             case "single tokens" if most == 1:
                 options["seqused_k"] = options["seqused_k"].clamp(max=20)
+            case "long past":
+                options["seqused_k"] = options["seqused_k"].clamp(max=300)
             case "order" if len(begin) > 2:
-                begin = torch.cat([begin[1:2], begin[1:]])
+                begin = torch.cat([begin[:1], begin[:1], begin[2:]])
             case "scaling":
                 options["scale"] = 1.3 * (options["scale"] or query.shape[-1] ** -0.5)
         return varlen_attn(query, key, value, first, begin, most, context, **options)
 
 
-@pytest.mark.parametrize("what", ["raises", "window", "not causal", "single tokens", "order", "scaling"])
+@pytest.mark.parametrize("what", ["raises", "window", "not causal", "single tokens", "long past", "order", "scaling"])
 def test_a_kernel_that_is_wrong_in_any_way_is_not_used(
     what: str, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
