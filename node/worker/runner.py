@@ -136,19 +136,22 @@ class SlotRunner:
         """See Runner. The shares of a single token come first."""
         tokens: list[int] = []
         positions: list[int] = []
+        places: list[int] = []
         ends: dict[int, int] = {}
         order = self.order(shares)
         for number in order:
             share = shares[number]
-            begin = share.sequence.computed
-            tokens += share.sequence.tokens[begin : begin + share.count]
-            positions += range(begin, begin + share.count)
+            begin, count = share.sequence.computed, share.count
+            start = _extent(share).start + begin
+            tokens += share.sequence.tokens[begin : begin + count]
+            positions += range(begin, begin + count)
+            places += range(start, start + count)
             if share.completes:
                 ends[number] = len(tokens) - 1
         completing = [ends[number] for number in sorted(ends)]
-        padding = [0] * (self._height(len(tokens), single=len(tokens) == len(shares)) - len(tokens))
-        ordered = [shares[number] for number in order]
-        row, keep, step = self._placed(ordered, tokens + padding, positions + padding, _padded(completing))
+        padding = self._height(len(tokens), single=len(tokens) == len(shares)) - len(tokens)
+        rows = [tokens + [0] * padding, _padded(completing), places + [self.arena.scrap] * padding, positions + [0] * padding]
+        row, keep, step = self._told([shares[number] for number in order], rows, padding)
         logits = (self.recorded or self.forward)(row, step, keep)
         self.windows = step.windows
         return logits[: len(completing)]
@@ -157,33 +160,22 @@ class SlotRunner:
         rows = max(rows, LEAST_ROWS)
         return self.recorded.height(rows) if single and self.recorded else rows
 
-    def _placed(
-        self, shares: Sequence[Share], tokens: list[int], positions: list[int], keep: list[int]
-    ) -> tuple[Tensor, Tensor, StepContext]:
-        """All that the device is told of a step."""
-        pieces: list[Piece] = []
-        places: list[int] = []
-        for share in shares:
-            extent, past = _extent(share), share.sequence.computed
-            if share.count > 1:
-                pieces.append(Piece(extent.start, len(places), share.count, past))
-            places += range(extent.start + past, extent.start + past + share.count)
-        padding = len(tokens) - len(places)
-        places += [self.arena.scrap] * padding
+    def _told(self, shares: Sequence[Share], rows: list[list[int]], padding: int) -> tuple[Tensor, Tensor, StepContext]:
+        """Tell the device all of a step: `rows` are its tokens, those whose logits are wanted, places and positions."""
         slabs = [] if self.varlen else _slabs(shares)
         parts = self._parts(shares, padding) if self.varlen else []
-        told = [*(slab.numbers for slab in slabs), *(numbers(part, self.arena.scrap + 1) for part in parts)]
-        sent = iter(self.staging.send(tokens, keep, places, positions, *chain(*told)))
-        row, kept = next(sent), next(sent)
+        lists = [*(slab.numbers for slab in slabs), *(numbers(part, self.arena.scrap + 1) for part in parts)]
+        sent = iter(self.staging.send(*rows, *chain(*lists)))
+        tokens, keep = next(sent), next(sent)
         step = StepContext(
             arena=self.arena,
             places=next(sent),
             positions=next(sent),
             groups=[slab.group(next(sent), next(sent), next(sent)) for slab in slabs],
-            pieces=[] if self.varlen else pieces,
+            pieces=[] if self.varlen else _pieces(shares),
             lengths=[self._lengths(part, next(sent), next(sent), next(sent)) for part in parts],
         )
-        return row, kept, step
+        return tokens, keep, step
 
     def _parts(self, shares: Sequence[Share], padding: int) -> list[list[Member]]:
         """Single tokens, and pieces of prompts; rows that only fill the step up go with the last of them."""
@@ -265,11 +257,21 @@ class _Slab:
         )
 
 
+def _pieces(shares: Sequence[Share]) -> list[Piece]:
+    found: list[Piece] = []
+    row = 0
+    for share in shares:
+        if share.count > 1:
+            found.append(Piece(_extent(share).start, row, share.count, share.sequence.computed))
+        row += share.count
+    return found
+
+
 def _slabs(shares: Sequence[Share]) -> list[_Slab]:
     found: dict[int, _Slab] = {}
     for row, share in enumerate(share for share in shares if share.count == 1):
         extent = _extent(share)
-        slab = found.setdefault(extent.slab, _Slab(extent))
+        slab = found.get(extent.slab) or found.setdefault(extent.slab, _Slab(extent))
         slab.rows.append(row)
         slab.extents.append(extent.index)
         slab.positions.append(share.sequence.computed)
