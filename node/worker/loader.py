@@ -118,7 +118,7 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
         model = read_model(directory, dtype, device, report)
         selection = attach(model, adapters)
         runner, way = _runner(model, options, modules)
-    if isinstance(runner, SlotRunner) and device.device.type == "cuda":
+    if isinstance(runner, SlotRunner):
         names = faster(runner, _vocabulary(model), device_name=device.name, adapted=bool(adapters))
         way = " ".join([way, *names])
     threads = _threads(runner, options, _vocabulary(model))

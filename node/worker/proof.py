@@ -106,10 +106,12 @@ class Graphs:
 
 
 def faster(runner: SlotRunner, vocabulary: int, *, device_name: str, adapted: bool) -> list[str]:
-    """Turn on what is right here; the names. For CUDA, while nobody runs.
+    """Turn on what is right here; the names, none but for CUDA. While nobody runs.
 
     Raises Misconfigured for a level that does not exist, and whatever the device raises once it is broken.
     """
+    if runner.device.type != "cuda":
+        return []
     ways: list[Faster] = [Varlen(), Graphs(lambda: CudaRecorder(runner.device), adapted=adapted)]
     wanted = ways[: LEVELS.index(_level())]
     try:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mesh.errors import Misconfigured
-from node.worker import proof, varlen
+from node.worker import loader, proof, varlen
 from node.worker.loader import Options, load
 from node.worker.marks import Marks
 from node.worker.probe import computed
@@ -142,7 +142,7 @@ def test_nothing_to_compare_with_is_nothing_to_turn_on(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from node.worker import proof, varlen
+from node.worker import loader, proof, varlen
 from node.worker.loader import Options, load
 from node.worker.marks import Marks
 
@@ -188,6 +188,7 @@ def test_without_a_place_for_marks_nothing_is_tried(
     (tmp_path / "infermesh").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runner = loaded()
+    runner.device = torch.device("cuda", 0)
     assert faster(runner, VOCABULARY, device_name="GPU", adapted=False) == []
     assert "no mark can be made" in caplog.text
     assert "XDG_CACHE_HOME" in caplog.text
@@ -197,7 +198,9 @@ def test_without_a_place_for_marks_nothing_is_tried(
 def test_the_operator_chooses_how_far_to_go(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(proof, "CudaRecorder", lambda _: Again([]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     runner = loaded()
+    runner.device = torch.device("cuda", 0)
     for level, names in ((None, ["varlen", "graphs"]), ("plain", []), ("varlen", ["varlen"]), ("graphs", ["varlen", "graphs"])):
         if level is not None:
             monkeypatch.setenv(proof.SWITCH, level)
@@ -207,3 +210,19 @@ def test_the_operator_chooses_how_far_to_go(loaded: Any, tmp_path: Path, monkeyp
     monkeypatch.setenv(proof.SWITCH, "most")
     with pytest.raises(Misconfigured, match="INFERMESH_CUDA=most is not known; use plain, varlen, graphs"):
         faster(runner, VOCABULARY, device_name="GPU", adapted=False)
+
+
+def test_a_model_on_a_cpu_is_left_as_it_is(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runner = loaded()
+    assert faster(runner, VOCABULARY, device_name="CPU", adapted=False) == []
+    assert (runner.varlen, runner.recorded) == (False, None)
+    assert not (tmp_path / "infermesh" / "cuda").exists()
+
+
+def test_what_is_turned_on_is_part_of_how_a_model_computes(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def numerics(*names: str) -> str:
+        monkeypatch.setattr(loader, "faster", lambda *_, **__: list(names))
+        return load(Options(path=models_folder / "qwen3", device="cpu", dtype="float32"), lambda _: None)[1].numerics
+
+    assert len({numerics(), numerics("varlen"), numerics("varlen", "graphs")}) == 3
