@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,6 +96,8 @@ def kernel() -> Callable[..., Any]:
     """Torch's function. Importing it takes a second, and many machines never need it."""
     from torch.nn.attention.varlen import varlen_attn
 
+    # It writes a line for each call.
+    logging.getLogger(varlen_attn.__module__).setLevel(logging.WARNING)
     return varlen_attn
 
 

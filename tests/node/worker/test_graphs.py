@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from node.worker import varlen
-from node.worker.graphs import Recorded, Recorder, heights
+from node.worker.graphs import WARM_UPS, CudaRecorder, Recorded, Recorder, heights
 from tests.node.worker.by_lengths import Again, varlen_attn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
+    from collections.abc import Callable, Iterator
 
     from node.worker.runner import SlotRunner
 
@@ -134,3 +135,92 @@ def test_what_cannot_be_recorded_again_is_computed(
     assert runner.recorded is None
     assert answers(driver, prompts) == expected
     assert not played
+
+
+class Cuda:
+    """Stands for torch's streams and graphs: writes down what is asked of them, in the words that torch takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        self.current = "main"
+        self.pools = 0
+        self._graph = inspect.signature(torch.cuda.graph.__init__)
+        cuda = self
+
+        class Stream:
+            def __init__(self, name: Any = "side") -> None:
+                self.name = name if isinstance(name, str) else "side"
+
+            def wait_stream(self, other: Stream) -> None:
+                cuda.said.append(f"{self.name} waits for {other.name}")
+
+        class Graph:
+            def replay(self) -> None:
+                cuda.said.append("play")
+
+        for name, stand_in in {
+            "Stream": Stream,
+            "CUDAGraph": Graph,
+            "current_stream": lambda: Stream(self.current),
+            "stream": self.stream,
+            "graph": self.graph,
+            "graph_pool_handle": self.pool,
+            "device": lambda _: contextlib.nullcontext(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def pool(self) -> str:
+        self.pools += 1
+        return f"pool {self.pools}"
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    # After an error it stays on its stream, as torch's does.
+    @contextlib.contextmanager
+    def graph(self, *args: Any, **options: Any) -> Iterator[None]:
+        told = self._graph.bind(None, *args, **options).arguments
+        self.said.append(f"record on {told['stream'].name} in {told['pool']}")
+        before, self.current = self.current, told["stream"].name
+        yield
+        self.current = before
+
+
+def test_it_is_warm_before_it_is_recorded_and_all_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch)
+    record = CudaRecorder(torch.device("cuda", 0))
+
+    def compute() -> torch.Tensor:
+        cuda.said.append(f"compute on {cuda.current}")
+        return torch.ones(1)
+
+    play, result = record(compute)
+    record(compute)
+    play()
+    once = [
+        "side waits for main",
+        *["compute on side"] * WARM_UPS,
+        "main waits for side",
+        "record on side in pool 1",
+        "compute on side",
+    ]
+    assert cuda.said == [*once, *once, "play"]
+    assert (cuda.current, result.tolist()) == ("main", [1])
+
+
+def test_after_an_error_torch_computes_where_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch)
+
+    def compute() -> torch.Tensor:
+        if cuda.said[-1].startswith("record"):
+            raise RuntimeError("not while recording")
+        return torch.ones(1)
+
+    with pytest.raises(RuntimeError, match="not while recording"):
+        CudaRecorder(torch.device("cuda", 0))(compute)
+    assert cuda.current == "main"

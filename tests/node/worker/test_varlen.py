@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VOCABULARY, DIM, CONTEXT, SLABS = 50, 16, 512, 6
+KERNEL = varlen.kernel
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +165,25 @@ def test_a_whole_engine_gives_the_same_answers(models_folder: Path, tmp_path: Pa
     for some in ({}, adapters):
         expected = answers(path, by_lengths=False, adapters=some)
         assert answers(path, by_lengths=True, adapters=some) == expected
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_torchs_function_takes_the_call(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "kernel", KERNEL)
+    query = torch.empty(6, 4, 64, dtype=torch.bfloat16, device="meta")
+    keys = torch.empty(2, 1000, 64, dtype=torch.bfloat16, device="meta")
+    single, piece = (
+        varlen.Lengths(
+            rows=rows,
+            longest=longest,
+            context=256,
+            **{
+                name: torch.empty(count, dtype=torch.int32, device="meta")
+                for name, count in (("queries", rows + 1), ("starts", rows + 1), ("used", rows))
+            },
+        )
+        for rows, longest in ((2, 1), (4, 3))
+    )
+    seen = varlen.look(query, keys, keys, [single, piece], scaling=0.1, window=window)
+    assert (seen.shape, seen.dtype) == (query.shape, query.dtype)
+    assert not logging.getLogger(KERNEL().__module__).isEnabledFor(logging.INFO)
