@@ -1,4 +1,4 @@
-/* All layers of a decoder for a step of few rows, each a token of its own sequence, in one call. With -DTYPE=2.
+/* All layers of a decoder for a step of few rows, each a token of its own sequence, in one call.
 
    Filled in by `native/layers.py`, whose structures must be these. */
 

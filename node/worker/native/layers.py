@@ -11,6 +11,7 @@ import torch
 from node.worker.fused.kernels import NativeKernels
 from node.worker.fused.linear import Gated
 from node.worker.native.compiler import Unavailable, library
+from node.worker.native.kernels import TYPES
 from node.worker.native.products import MOST_ROWS, FewRows
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class _Shape(ctypes.Structure):
 
 
 @functools.cache
-def _function() -> Callable[..., None]:
-    made = library("layers", "TYPE=2").layers
+def _function(dtype: torch.dtype) -> Callable[..., None]:
+    made = library("layers", f"TYPE={TYPES[dtype]}").layers
     made.argtypes = [*[_POINTER] * 6, _INTEGER, *[_POINTER] * 4, *[_INTEGER] * 2, _THREADS]
     made.restype = None
     return made
@@ -59,7 +60,7 @@ class NativeLayers:
     def __init__(self, layers: Layers) -> None:
         if not isinstance(layers.kernels, NativeKernels):
             raise Unavailable("norms and attention are not in C")
-        self._function = _function()
+        self._function = _function(layers.layers[0].before_attention.dtype)
         self._layers = layers
         self._each = (_Layer * len(layers.layers))(*map(_layer, layers.layers))
         first = self._each[0]

@@ -1,7 +1,7 @@
-/* out = rows W^T for a few rows of bfloat16 and a weight W that oneDNN packed, on processors with AVX-512 BF16.
+/* out = rows W^T for a few rows and a weight W that oneDNN packed, on processors with AVX-512 (for bfloat16 with its BF16 part).
 
-   1. The weight lies in panels of 64 outputs: for each pair of inputs, 64 pairs of numbers. `native/products.py` looks whether it
-      does.
+   1. The weight lies in panels of 64 outputs: for each input (in bfloat16, for each pair of inputs) the 64 numbers (pairs of them)
+      that belong to it. `native/products.py` looks whether it does.
    2. A panel is read from memory once, whatever the number of rows: INPUTS of it stay in the nearest cache for all of them, and the
       next as many are fetched meanwhile.
    3. A row's result does not depend on the rows beside it, nor on how many threads compute it. */
@@ -10,43 +10,69 @@
 
 #include "numbers.h"
 
+#if TYPE == 2
 #ifndef __AVX512BF16__
 #error "this processor has no AVX-512 BF16"
 #endif
 #ifdef __AMX_BF16__
 #error "oneDNN uses AMX here"
 #endif
+enum { TOGETHER = 2 };
+typedef __m512bh operand;
 
-enum { PANEL = 64, INPUTS = 128, AHEAD = INPUTS * PANEL, ROWS = 64 };
+static inline operand loaded(const number *from) { return (operand)_mm512_loadu_si512(from); }
+
+static inline operand repeated(const number *from) {
+    int32_t pair;
+    memcpy(&pair, from, 4);
+    return (operand)_mm512_set1_epi32(pair);
+}
+
+static inline __m512 more(__m512 sum, operand a, operand b) { return _mm512_dpbf16_ps(sum, a, b); }
+#else
+#ifndef __AVX512F__
+#error "this processor has no AVX-512"
+#endif
+enum { TOGETHER = 1 };
+typedef __m512 operand;
+
+static inline operand loaded(const number *from) { return _mm512_loadu_ps(from); }
+
+static inline operand repeated(const number *from) { return _mm512_set1_ps(*from); }
+
+static inline __m512 more(__m512 sum, operand a, operand b) { return _mm512_fmadd_ps(a, b, sum); }
+#endif
+
+enum { PANEL = 64, WIDTH = 16, INPUTS = 64 * TOGETHER, AHEAD = INPUTS * PANEL, ROWS = 64, ONCE = 6 };
 enum { PLAIN, SWISH, TIMES, PLUS };
 
 /* `count` rows, a constant to the compiler, by one panel, over `inputs` inputs; added to sums [count, PANEL]. */
 static inline __attribute__((always_inline)) void several(const int count, float *sums, const number *rows, int64_t stride,
                                                           const number *panel, int64_t inputs) {
-    __m512 sum[6][4];
+    __m512 sum[ONCE][4];
 #pragma GCC unroll 6
     for (int r = 0; r < count; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) sum[r][c] = _mm512_loadu_ps(sums + r * PANEL + c * 16);
-    for (int64_t k = 0; k < inputs; k += 2) {
-        __m512bh weight[4];
+        for (int c = 0; c < 4; c++) sum[r][c] = _mm512_loadu_ps(sums + r * PANEL + c * WIDTH);
+    for (int64_t k = 0; k < inputs; k += TOGETHER) {
+        operand weight[4];
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) weight[c] = (__m512bh)_mm512_loadu_si512(panel + k * PANEL + c * 32);
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) _mm_prefetch(panel + AHEAD + k * PANEL + c * 32, _MM_HINT_T0);
+        for (int c = 0; c < 4; c++) {
+            const number *at = panel + k * PANEL + c * WIDTH * TOGETHER;
+            weight[c] = loaded(at);
+            _mm_prefetch(at + AHEAD, _MM_HINT_T0);
+        }
 #pragma GCC unroll 6
         for (int r = 0; r < count; r++) {
-            int32_t pair;
-            memcpy(&pair, rows + r * stride + k, 4);
-            __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+            operand input = repeated(rows + r * stride + k);
 #pragma GCC unroll 4
-            for (int c = 0; c < 4; c++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], both, weight[c]);
+            for (int c = 0; c < 4; c++) sum[r][c] = more(sum[r][c], input, weight[c]);
         }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < count; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) _mm512_storeu_ps(sums + r * PANEL + c * 16, sum[r][c]);
+        for (int c = 0; c < 4; c++) _mm512_storeu_ps(sums + r * PANEL + c * WIDTH, sum[r][c]);
 }
 
 static void some(int64_t count, float *sums, const number *rows, int64_t stride, const number *panel, int64_t inputs) {
@@ -83,8 +109,8 @@ void product(number *out, const number *rows, const number *weight, const number
         const number *panel = weight + p * PANEL * inputs;
         for (int64_t k = 0; k < inputs; k += INPUTS) {
             int64_t some_inputs = inputs - k < INPUTS ? inputs - k : INPUTS;
-            for (int64_t r = 0; r < count; r += 6)
-                some(count - r < 6 ? count - r : 6, sums + r * PANEL, rows + r * inputs + k, inputs, panel + k * PANEL, some_inputs);
+            for (int64_t r = 0; r < count; r += ONCE)
+                some(count - r < ONCE ? count - r : ONCE, sums + r * PANEL, rows + r * inputs + k, inputs, panel + k * PANEL, some_inputs);
         }
         int64_t first = p * PANEL;
         for (int64_t r = 0; r < count; r++) {

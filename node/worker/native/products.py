@@ -1,4 +1,4 @@
-"""Products of a few rows with a bfloat16 weight that oneDNN packed; see `node.worker.fused.linear.Linear`.
+"""Products of a few rows with a weight that oneDNN packed, in float32 or bfloat16; see `node.worker.fused.linear.Linear`.
 
 1. For more than `MOST_ROWS` the weight's own product is taken: both read the same copy of the weight.
 2. How oneDNN lays weights out is not documented: each is looked at before it is read.
@@ -14,6 +14,7 @@ import torch
 
 from node.worker.fused.linear import Own, Packed, linear
 from node.worker.native.compiler import Unavailable, library
+from node.worker.native.kernels import TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +32,10 @@ _POINTER, _INTEGER, _CHOICE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 @functools.cache
-def _functions() -> ctypes.CDLL:
-    made = library("products", "TYPE=2")
+def _functions(dtype: torch.dtype) -> ctypes.CDLL:
+    if dtype not in TYPES:
+        raise Unavailable(f"there are no products for {dtype}")
+    made = library("products", f"TYPE={TYPES[dtype]}")
     made.product.argtypes = [*[_POINTER] * 5, *[_INTEGER] * 3, *[_CHOICE] * 2]
     made.product.restype = None
     return made
@@ -43,7 +46,7 @@ class FewRows(Packed):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(weight, bias)
-        self._functions = _functions()
+        self._functions = _functions(weight.dtype)
         self.outputs, self.inputs = weight.shape
         self.address = _address(self._weight, weight)
 
@@ -75,8 +78,7 @@ class Native(Own):
     """See `node.worker.fused.linear.Products`. Raises Unavailable where there are none for this type."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        if dtype != torch.bfloat16:
-            raise Unavailable(f"there are no products for {dtype}")
+        _functions(dtype)
         FewRows(torch.zeros(PANEL, PANEL, dtype=dtype))
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -90,7 +92,8 @@ class Native(Own):
 def _address(packed: Tensor, weight: Tensor) -> int:
     """Where the packed weight lies. Raises Unavailable when it is not what products.c reads."""
     outputs, inputs = weight.shape
-    if outputs % PANEL or inputs % 2:
+    together = 4 // weight.dtype.itemsize
+    if outputs % PANEL or inputs % together:
         raise Unavailable(f"{outputs} outputs of {inputs} inputs are no whole panels")
     try:
         address, size = int(torch.ops.mkldnn.data_ptr(packed)), int(torch.ops.mkldnn._nbytes(packed))
@@ -98,8 +101,9 @@ def _address(packed: Tensor, weight: Tensor) -> int:
         raise Unavailable("this torch does not say where oneDNN keeps weights") from error
     if size != weight.nbytes:
         raise Unavailable(f"oneDNN makes {size} bytes of {weight.nbytes}")
-    found = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype).view(-1, inputs // 2, PANEL, 2)
-    expected = weight.detach().view(-1, PANEL, inputs // 2, 2).transpose(1, 2)
+    memory = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype)
+    found = memory.view(-1, inputs // together, PANEL, together)
+    expected = weight.detach().view(-1, PANEL, inputs // together, together).transpose(1, 2)
     if not all(torch.equal(found[panel], expected[panel]) for panel in (0, -1)):
         raise Unavailable("oneDNN lays weights out in another way")
     return address

@@ -37,7 +37,7 @@ steps = 0
 def step(*events):
     global steps
     steps += 1
-    send(Step(EngineLoad(steps, len(running), 0, 4, 100.0, 10.0), list(events)))
+    send(Step(EngineLoad(steps, len(running), 0, options.slots or 4, 100.0, 10.0), list(events)))
 
 running = {}
 log.write(f"start {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -156,6 +157,9 @@ def test_what_the_socket_takes_goes_without_the_writer(pair: Pair) -> None:
             pair.node.recv(1)
     pair.node.settimeout(20)
     assert pair.receive(1) == [Loading(1, 2)]
+    end = time.monotonic() + 20
+    while pair.connection._behind and time.monotonic() < end:
+        time.sleep(0.01)
     pair.connection._outgoing.put = None  # type: ignore[assignment, method-assign]
     pair.connection.send(Loading(2, 2))
     assert pair.receive(1) == [Loading(2, 2)]

@@ -15,6 +15,7 @@ from node.worker.fused.decoder import Decoder, heads_of
 from node.worker.fused.int8 import Quantized, quantizes
 from node.worker.fused.kernels import NativeKernels
 from node.worker.fused.linear import Own
+from node.worker.fused.way import fastest
 from node.worker.native.compiler import Unavailable
 from node.worker.native.layers import NativeLayers
 from node.worker.native.products import MOST_ROWS, Native
@@ -24,10 +25,16 @@ if TYPE_CHECKING:
 
     from node.worker.fused.layers import Layers, Through
 
-try:
-    Native(torch.bfloat16)
-except Unavailable as reason:
-    pytestmark = pytest.mark.skip(reason=str(reason))
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"], autouse=True)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    try:
+        Native(request.param)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    made: torch.dtype = request.param
+    return made
+
 
 SIZES: dict[str, Any] = {
     "vocab_size": 128,
@@ -50,9 +57,9 @@ CAPACITY = 32
 MANY = 70
 
 
-def made(name: str) -> Any:
+def made(name: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(4)
-    model = MODELS[name]().to(torch.bfloat16).eval()
+    model = MODELS[name]().to(dtype).eval()
     for parameter in model.parameters():
         # Norms and biases begin as ones and zeros, which would hide a mistake.
         if parameter.dim() == 1:
@@ -72,11 +79,11 @@ class Counted:
         return self._layers(*arguments)
 
 
-def step(rows: int, padding: int, *, piece: bool) -> tuple[torch.Tensor, StepContext, torch.Tensor]:
+def step(rows: int, padding: int, dtype: torch.dtype, *, piece: bool) -> tuple[torch.Tensor, StepContext, torch.Tensor]:
     """Decoding rows, then a piece of a prompt or rows of nobody."""
     source = torch.Generator().manual_seed(rows)
     shape = ArenaShape(layers=3, tokens=(MANY + 1) * CAPACITY, kv_heads=2, head_dim=32)
-    arena = Arena(shape, dtype=torch.bfloat16, device=torch.device("cpu"))
+    arena = Arena(shape, dtype=dtype, device=torch.device("cpu"))
     for tensor in (arena.keys, arena.values):
         tensor.copy_(torch.randn(tensor.shape, generator=source))
     positions = [(7 * row) % CAPACITY for row in range(rows)]
@@ -118,9 +125,9 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     [(1, 3, False, True), (9, 0, False, True), (MOST_ROWS, 0, False, True), (MANY, 0, False, False), (3, 6, True, False)],
     ids=["one", "some", "most", "too many", "with a prompt"],
 )
-def test_logits_and_cache_are_the_same(name: str, rows: int, padding: int, piece: bool, whole: bool) -> None:
-    model = made(name)
-    kernels, products = NativeKernels(torch.bfloat16, heads_of(model)), Native(torch.bfloat16)
+def test_logits_and_cache_are_the_same(name: str, rows: int, padding: int, piece: bool, whole: bool, dtype: torch.dtype) -> None:
+    model = made(name, dtype)
+    kernels, products = NativeKernels(dtype, heads_of(model)), Native(dtype)
     counted: list[Counted] = []
 
     def through(layers: Layers) -> Through:
@@ -132,7 +139,7 @@ def test_logits_and_cache_are_the_same(name: str, rows: int, padding: int, piece
     slow, fast = Decoder(copy.deepcopy(model), products, kernels), Decoder(model, products, kernels, through)
     found, caches = [], []
     for decoder in (slow, fast):
-        tokens, context, kept = step(rows, padding, piece=piece)
+        tokens, context, kept = step(rows, padding, dtype, piece=piece)
         with torch.inference_mode():
             found.append(decoder(tokens, context, kept))
         caches.append(context.arena)
@@ -143,15 +150,21 @@ def test_logits_and_cache_are_the_same(name: str, rows: int, padding: int, piece
     assert counted[0].steps == (0 if whole else 1)
 
 
+def test_a_model_that_fits_is_computed_so(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert fastest(made("qwen 3", dtype)).name == "fused C C products"
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("products", [Own, Quantized])
-def test_other_products_are_refused(products: Any) -> None:
+def test_other_products_are_refused(products: Any, dtype: torch.dtype) -> None:
     if products is Quantized and not quantizes():
         pytest.skip("this processor has no VNNI")
-    model = made("qwen 3")
+    model = made("qwen 3", dtype)
     with pytest.raises(Unavailable, match="products"):
-        Decoder(model, products(), NativeKernels(torch.bfloat16, heads_of(model)), NativeLayers)
+        Decoder(model, products(), NativeKernels(dtype, heads_of(model)), NativeLayers)
 
 
-def test_other_kernels_are_refused() -> None:
+def test_other_kernels_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(Unavailable, match="not in C"):
-        Decoder(made("llama"), Native(torch.bfloat16), None, NativeLayers)
+        Decoder(made("llama", dtype), Native(dtype), None, NativeLayers)
