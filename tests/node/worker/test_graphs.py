@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from node.worker import varlen
+from node.worker import loader, varlen
+from node.worker.fused.way import modules
 from node.worker.graphs import WARM_UPS, CudaRecorder, Recorded, Recorder, heights
 from tests.node.worker.by_lengths import Again, varlen_attn
 
@@ -24,6 +25,8 @@ SLOTS = 12
 @pytest.fixture(autouse=True)
 def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "kernel", lambda: varlen_attn)
+    # As it is on a GPU.
+    monkeypatch.setattr(loader, "fastest", modules)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 
 from mesh.errors import Misconfigured
 from node.worker import loader, proof, varlen
+from node.worker.fused.way import modules
 from node.worker.loader import Options, load
 from node.worker.marks import Marks
 from node.worker.probe import computed
@@ -30,6 +31,8 @@ VOCABULARY = 512
 @pytest.fixture(autouse=True)
 def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "kernel", lambda: varlen_attn)
+    # As it is on a GPU.
+    monkeypatch.setattr(loader, "fastest", modules)
     monkeypatch.setattr(proof, "refusal", lambda *_: None)
 
 
@@ -143,6 +146,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from node.worker import loader, proof, varlen
+from node.worker.fused.way import modules
 from node.worker.loader import Options, load
 from node.worker.marks import Marks
 
