@@ -1,7 +1,7 @@
 """Attention over the arena, as a function that Hugging Face modelling code calls in each layer.
 
 1. All tokens of a step stand in one row [1, tokens]: first one token for each decoding sequence, then the prompt pieces one after
-   another, then padding. Linear layers see one matrix; only this function knows where one sequence ends.
+   another, then padding. Linear layers see one matrix; only this function and `node.worker.varlen` know where one sequence ends.
 2. It writes the new keys and values into the arena and lets each token see its own sequence up to itself, and no further back
    than the layer's sliding window.
 3. What it cannot do exactly (masks of the model's own, ...) it refuses by raising `Inexact`: never a nearly right answer.
@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 
 from node.worker.native.kernels import found
 from node.worker.scores import Rules
+from node.worker.varlen import Lengths, look
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +110,8 @@ class StepContext:
     """The same in its own sequence."""
     groups: list[DecodeGroup]
     pieces: list[Piece]
+    lengths: list[Lengths] = field(default_factory=list)
+    """Said instead of groups and pieces where attention of variable length looks at all rows; see `node.worker.varlen`."""
     windows: dict[int, int | None] = field(default_factory=dict)
     """The sliding window of each layer that was run."""
 
@@ -163,6 +166,10 @@ def _attend(step: StepContext, layer: int, query: Tensor, key: Tensor, value: Te
 def _attend_written(step: StepContext, layer: int, query: Tensor, rules: Rules) -> Tensor:
     step.windows[layer] = rules.window
     keys, values = step.arena.keys[layer], step.arena.values[layer]
+    if step.lengths:
+        if not rules.plain:
+            raise Inexact(f"layer {layer} has soft caps or sinks, which attention of variable length does not know")
+        return look(query, keys, values, step.lengths, scaling=rules.scaling, window=rules.window)
     out = query.new_zeros(query.shape)
     native = found(query.dtype) if rules.plain and query.device.type == "cpu" else None
     if native is not None and native.suits(query.shape[1], len(keys), query.shape[2]):

@@ -42,6 +42,10 @@ class GenerateRunner:
         self._state_name = "cache_params" if recurrent else "past_key_values"
         self._state: dict[str, Any] = {}
 
+    def order(self, shares: Sequence[Share]) -> Sequence[int]:
+        """See Runner."""
+        return range(len(shares))
+
     def run(self, shares: Sequence[Share]) -> Tensor:
         """See `node.worker.runner.Runner`."""
         (share,) = shares

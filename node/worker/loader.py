@@ -31,6 +31,7 @@ from node.worker.intake import Intake
 from node.worker.lora.adapter import read_adapter
 from node.worker.lora.layers import attach
 from node.worker.lora.runner import AdaptedRunner
+from node.worker.proof import faster
 from node.worker.reading import first_line, read_model, read_tokenizer
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import ROUNDED_AGREEMENT, check_configuration, check_model, check_state, probe
@@ -117,6 +118,9 @@ def load_text(options: Options, report: Callable[[Loading], None]) -> Loaded:
         model = read_model(directory, dtype, device, report)
         selection = attach(model, adapters)
         runner, way = _runner(model, options, modules)
+    if isinstance(runner, SlotRunner):
+        names = faster(runner, _vocabulary(model), device_name=device.name, adapted=bool(adapters))
+        way = " ".join([way, *names])
     threads = _threads(runner, options, _vocabulary(model))
     hidden = getattr(runner.forward, "hidden", None) if isinstance(runner, SlotRunner) else None
     if adapters:

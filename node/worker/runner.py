@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,13 +19,18 @@ from node.worker.cache.arena import Arena, ArenaShape
 from node.worker.cache.extents import Extent, Extents
 from node.worker.cache.memory import Memory
 from node.worker.cache.radix import RadixCache
+from node.worker.staging import Staging
+from node.worker.varlen import Lengths, Member, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from node.worker.graphs import Recorded
     from node.worker.scheduler import Share
+
+_logger = logging.getLogger(__name__)
 
 LEAST_ROWS = 4
 
@@ -51,6 +58,10 @@ class Runner(Protocol):
     batching: bool
     memory: Memory
     device: torch.device
+
+    def order(self, shares: Sequence[Share]) -> Sequence[int]:
+        """In which order the shares' rows stand in the step."""
+        ...
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """Compute the shares; the logits after each one that completes, in their order [completing, vocabulary]."""
@@ -109,60 +120,81 @@ class SlotRunner:
         self.memory = Memory(extents, RadixCache(start=extents.tokens, pool=room.prefixes), self.arena)
         self.forward: Forward = forward or ModuleForward(model)
         self.device: torch.device = model.device
+        self.staging = Staging(self.device)
+        self.varlen = False
+        """Whether attention is of variable length; see `node.worker.varlen`."""
+        self.recorded: Recorded | None = None
+        """Computes steps in place of `forward` where steps of single tokens are recorded; see `node.worker.graphs`."""
+
+    def order(self, shares: Sequence[Share]) -> Sequence[int]:
+        """See Runner. Attention of variable length wants them by place."""
+        if not self.varlen:
+            return range(len(shares))
+        return sorted(range(len(shares)), key=lambda number: (shares[number].count > 1, _extent(shares[number]).start))
 
     def run(self, shares: Sequence[Share]) -> Tensor:
         """See Runner. The shares of a single token come first."""
         tokens: list[int] = []
         positions: list[int] = []
-        completing: list[int] = []
-        for share in shares:
-            begin = share.sequence.computed
-            tokens += share.sequence.tokens[begin : begin + share.count]
-            positions += range(begin, begin + share.count)
+        places: list[int] = []
+        ends: dict[int, int] = {}
+        order = self.order(shares)
+        for number in order:
+            share = shares[number]
+            begin, count = share.sequence.computed, share.count
+            start = _extent(share).start + begin
+            tokens += share.sequence.tokens[begin : begin + count]
+            positions += range(begin, begin + count)
+            places += range(start, start + count)
             if share.completes:
-                completing.append(len(tokens) - 1)
-        padding = max(0, LEAST_ROWS - len(tokens))
-        step = self._context(shares, positions + [0] * padding, padding)
-        logits = self.forward(self._tensor(tokens + [0] * padding), step, self._tensor(_padded(completing)))
+                ends[number] = len(tokens) - 1
+        completing = [ends[number] for number in sorted(ends)]
+        padding = self._height(len(tokens), single=len(tokens) == len(shares)) - len(tokens)
+        rows = [tokens + [0] * padding, _padded(completing), places + [self.arena.scrap] * padding, positions + [0] * padding]
+        row, keep, step = self._told([shares[number] for number in order], rows, padding)
+        logits = (self.recorded or self.forward)(row, step, keep)
         self.windows = step.windows
         return logits[: len(completing)]
 
-    def _context(self, shares: Sequence[Share], positions: list[int], padding: int) -> StepContext:
-        singles = [(share.sequence.computed, _extent(share)) for share in shares if share.count == 1]
-        places = [extent.start + position for position, extent in singles]
-        pieces: list[Piece] = []
-        for share in shares[len(singles) :]:
-            assert share.count > 1
-            past = share.sequence.computed
-            pieces.append(Piece(_extent(share).start, len(places), share.count, past))
-            places += range(_extent(share).start + past, _extent(share).start + past + share.count)
-        return StepContext(
+    def _height(self, rows: int, *, single: bool) -> int:
+        rows = max(rows, LEAST_ROWS)
+        return self.recorded.height(rows) if single and self.recorded else rows
+
+    def _told(self, shares: Sequence[Share], rows: list[list[int]], padding: int) -> tuple[Tensor, Tensor, StepContext]:
+        """Tell the device all of a step: `rows` are its tokens, those whose logits are wanted, places and positions."""
+        slabs = [] if self.varlen else _slabs(shares)
+        parts = self._parts(shares, padding) if self.varlen else []
+        lists = [*(slab.numbers for slab in slabs), *(numbers(part, self.arena.scrap + 1) for part in parts)]
+        sent = iter(self.staging.send(*rows, *chain(*lists)))
+        tokens, keep = next(sent), next(sent)
+        step = StepContext(
             arena=self.arena,
-            places=self._tensor(places + [self.arena.scrap] * padding),
-            positions=self._tensor(positions),
-            groups=self._groups(singles),
-            pieces=pieces,
+            places=next(sent),
+            positions=next(sent),
+            groups=[slab.group(next(sent), next(sent), next(sent)) for slab in slabs],
+            pieces=[] if self.varlen else _pieces(shares),
+            lengths=[self._lengths(part, next(sent), next(sent), next(sent)) for part in parts],
         )
+        return tokens, keep, step
 
-    def _groups(self, singles: list[tuple[int, Extent]]) -> list[DecodeGroup]:
-        slabs: dict[int, list[int]] = {}
-        for row, (_, extent) in enumerate(singles):
-            slabs.setdefault(extent.slab, []).append(row)
-        return [self._group(rows, [singles[row] for row in rows]) for rows in slabs.values()]
+    def _parts(self, shares: Sequence[Share], padding: int) -> list[list[Member]]:
+        """Single tokens, and pieces of prompts; rows that only fill the step up go with the last of them."""
+        members = [Member(_extent(share).start, share.count, share.sequence.computed + share.count) for share in shares]
+        singles = sum(share.count == 1 for share in shares)
+        nobody = [Member(self.arena.scrap, 1, 1)] * padding
+        if singles == len(members):
+            return [members + nobody]
+        return [part for part in (members[:singles], members[singles:] + nobody) if part]
 
-    def _group(self, rows: list[int], members: list[tuple[int, Extent]]) -> DecodeGroup:
-        return DecodeGroup(
-            base=members[0][1].base,
-            capacity=members[0][1].capacity,
-            rows=self._tensor(rows),
-            extents=self._tensor([extent.index for _, extent in members]),
-            positions=self._tensor([position for position, _ in members]),
-            span=1 + max(extent.index for _, extent in members),
-            reach=1 + max(position for position, _ in members),
+    def _lengths(self, part: list[Member], queries: Tensor, starts: Tensor, used: Tensor) -> Lengths:
+        return Lengths(
+            rows=sum(member.rows for member in part),
+            longest=max(member.rows for member in part),
+            context=self.context_length,
+            queries=queries.int(),
+            starts=starts.int(),
+            used=used.int(),
         )
-
-    def _tensor(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
     def reset(self) -> None:
         """See Runner."""
@@ -177,6 +209,8 @@ class SlotRunner:
     def rest(self) -> int:
         """See Runner."""
         freed = self.arena.bytes
+        if self.recorded:
+            self.recorded.forget()
         self.arena.free()
         self.memory.rebuild()
         return freed
@@ -184,6 +218,64 @@ class SlotRunner:
     def rise(self) -> None:
         """See Runner."""
         self.arena.allocate()
+        if self.recorded:
+            self._record_again(self.recorded)
+
+    def _record_again(self, recorded: Recorded) -> None:
+        try:
+            recorded.record()
+        # It went well before, and steps are computed without it too.
+        except Exception:
+            _logger.exception("steps are not recorded any more")
+            self.recorded = None
+
+
+@dataclass
+class _Slab:
+    """The decoding rows in one slab of extents, before the device is told; see DecodeGroup."""
+
+    first: Extent
+    rows: list[int] = field(default_factory=list)
+    extents: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> tuple[list[int], list[int], list[int]]:
+        """What the device is told."""
+        return self.rows, self.extents, self.positions
+
+    def group(self, rows: Tensor, extents: Tensor, positions: Tensor) -> DecodeGroup:
+        """With the numbers as they stand there."""
+        return DecodeGroup(
+            base=self.first.base,
+            capacity=self.first.capacity,
+            rows=rows,
+            extents=extents,
+            positions=positions,
+            span=1 + max(self.extents),
+            reach=1 + max(self.positions),
+        )
+
+
+def _pieces(shares: Sequence[Share]) -> list[Piece]:
+    found: list[Piece] = []
+    row = 0
+    for share in shares:
+        if share.count > 1:
+            found.append(Piece(_extent(share).start, row, share.count, share.sequence.computed))
+        row += share.count
+    return found
+
+
+def _slabs(shares: Sequence[Share]) -> list[_Slab]:
+    found: dict[int, _Slab] = {}
+    for row, share in enumerate(share for share in shares if share.count == 1):
+        extent = _extent(share)
+        slab = found.get(extent.slab) or found.setdefault(extent.slab, _Slab(extent))
+        slab.rows.append(row)
+        slab.extents.append(extent.index)
+        slab.positions.append(share.sequence.computed)
+    return list(found.values())
 
 
 def _extent(share: Share) -> Extent:

@@ -70,9 +70,9 @@ def check_model(runner: SlotRunner, expected: Tensor, *, config: Any, tokens: li
         sequence.computed += count
     runner.memory.release(sequence, keep=False)
     _check_windows(runner.windows, config)
-    difference = _difference(logits[0], expected)
-    if not difference <= (agreement or AGREEMENT[runner.arena.keys.dtype]):
-        raise Inexact(f"its logits differ by {difference:.2g} of their spread")
+    found = difference(logits[0], expected)
+    if not found <= (agreement or AGREEMENT[runner.arena.keys.dtype]):
+        raise Inexact(f"its logits differ by {found:.2g} of their spread")
 
 
 def check_state(runner: GenerateRunner, tokens: list[int]) -> bool:
@@ -89,17 +89,17 @@ def check_state(runner: GenerateRunner, tokens: list[int]) -> bool:
             return False
         expected = runner.run([Share(afresh, afresh.pending)])
     runner.reset()
-    return _difference(continued, expected) <= AGREEMENT[expected.dtype]
+    return difference(continued, expected) <= AGREEMENT[expected.dtype]
+
+
+def difference(logits: Tensor, expected: Tensor) -> float:
+    """The largest difference of two logits, as a part of their spread."""
+    spread = float(expected.max() - expected.min()) or 1.0
+    return float((logits.float() - expected.float()).abs().max()) / spread
 
 
 def _sequence(tokens: list[int]) -> Sequence:
     return Sequence(number=-1, tokens=tokens, prompt_length=len(tokens), choice=computed_only())
-
-
-def _difference(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference of two logits, as a part of their spread."""
-    spread = float(expected.max() - expected.min()) or 1.0
-    return float((logits.float() - expected.float()).abs().max()) / spread
 
 
 def _check_windows(windows: dict[int, int | None], config: Any) -> None:

@@ -173,6 +173,7 @@ def vllm(model: str) -> Run:
 CONTENDERS: dict[str, Callable[[str], Run]] = {
     "ours": ours,
     "ours on modules": ours_on_modules,
+    "ours without graphs": ours,  # by its environment
     "generate": generate,
     "continuous batching": continuous_batching,
     "llama.cpp": llama_cpp,

@@ -4,8 +4,10 @@
 2. A figure is the median over the rounds. What counts is the ratio of two of them.
 3. `--peers` makes environments for llama.cpp and vLLM with pip, under `--folder`; without it those that are there are used, and
    what is missing is named. Both take minutes to install, and llama.cpp needs a C++ compiler.
-4. What our engine does alone is measured in one more child: `tests.bench.alone`.
-5. `--write` puts the raw figures into docs/bench-engine-peers.json, the table into docs/benchmarks.md, and a picture beside them.
+4. On a GPU ours is measured with and without recorded steps, and one request against what the memory allows: all weights are read
+   for each token, and the memory is as fast as copies within it were in the same run.
+5. What our engine does alone is measured in one more child: `tests.bench.alone`.
+6. `--write` puts the raw figures into docs/bench-engine-peers.json, the table into docs/benchmarks.md, and a picture beside them.
 """
 
 from __future__ import annotations
@@ -48,8 +50,11 @@ RATIOS = (
     ("continuous batching", 8, 1.4),
     ("continuous batching", 32, 2.8),
 )
+OF_THE_MEMORY = 0.6
 AS_IN_A_WORKER = {"GOMP_SPINCOUNT": str(SPINS)}
 """Read when torch is loaded: it must stand in the environment before."""
+OTHERWISE = {False: "ours on modules", True: "ours without graphs"}
+"""Ours in another way; on a GPU it always computes by modules."""
 ALONE = {"generate"}
 """Engines that serve one request after the other: more at once would only take longer."""
 
@@ -67,7 +72,19 @@ class Bench:
         self._options = options
         save_model(self.model, options.size)
         here = (Path(sys.executable), str(self.model))
-        self._programs = dict.fromkeys(("ours", "ours on modules", "generate", "continuous batching"), here)
+        self._programs = dict.fromkeys(("ours", OTHERWISE[self.on_gpu], "generate", "continuous batching"), here)
+        self._bandwidths: list[float] = []
+
+    @property
+    def on_gpu(self) -> bool:
+        """Ours and transformers are."""
+        return str(self._options.device) != "cpu"
+
+    @property
+    def bound(self) -> float | None:
+        """Tokens per second of one request that the memory of the GPU allows."""
+        weights = sum(path.stat().st_size for path in self.model.glob("*.safetensors"))
+        return statistics.median(self._bandwidths) / weights if self._bandwidths else None
 
     def add_foreign(self) -> None:
         """Engines that live in environments of their own."""
@@ -85,6 +102,8 @@ class Bench:
         found: Found = defaultdict(list)
         turns = [(number, name) for number in range(self._options.rounds) for name in self._programs]
         for number, name in track(turns, description="engines"):
+            if name == "ours" and self.on_gpu:
+                self._bandwidths.append(_bandwidth(self._options.device))
             if name in self.skipped:
                 continue
             rounds = [
@@ -120,9 +139,14 @@ class Bench:
             environment["PYTHONPATH"] = str(REPOSITORY)
         if name.startswith("ours"):
             environment |= AS_IN_A_WORKER
+        if name == OTHERWISE[True]:
+            environment["INFERMESH_CUDA"] = "varlen"
         done = _call([python, HERE / "contender.py", name, model], CHILD_LIMIT, json.dumps(job), environment)
         if done.returncode:
             raise OSError(f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        for line in done.stderr.splitlines():
+            if "faster way" in line:  # the figures then are those of a slower one
+                print(f"{name}: {line}", flush=True)
         lines = [line.removeprefix("figures ") for line in done.stdout.splitlines() if line.startswith("figures ")]
         return [json.loads(line) for line in lines]
 
@@ -137,8 +161,8 @@ def alone(model: Path) -> list[Figure]:
     return [Figure(**entry) for entry in json.loads(done.stdout.splitlines()[-1])]
 
 
-def figures(found: Found) -> list[Figure]:
-    """Medians, then what must hold between them."""
+def figures(found: Found, bound: float | None = None) -> list[Figure]:
+    """Medians, then what must hold between them. `bound`: see `Bench.bound`."""
     rows = []
     for (name, count), entries in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
         rows.append(Figure(f"{count} at once: {name}", _rate(entries), "tokens/s"))
@@ -146,6 +170,10 @@ def figures(found: Found) -> list[Figure]:
     for name, count, target in RATIOS:
         if (ratio := _ratio(found, name, count)) is not None:
             rows.append(Figure(f"{count} at once: ours / {name}", ratio, "x", floor=target))
+    if bound is not None:
+        rows.append(Figure("1 at once: what the memory allows", bound, "tokens/s"))
+        if ours := found.get(("ours", 1)):
+            rows.append(Figure("1 at once: ours / what the memory allows", _rate(ours) / bound, "x", floor=OF_THE_MEMORY))
     rows += _against_the_best(found)
     return rows
 
@@ -180,6 +208,14 @@ def _ratio(found: Found, name: str, count: int) -> float | None:
 
 def _rate(entries: list[dict[str, Any]]) -> float:
     return statistics.median(entry["tokens_per_second"] for entry in entries)
+
+
+def _bandwidth(device: str) -> float:
+    """In a process of its own: this one must not hold any of the GPU's memory."""
+    done = _call([sys.executable, "-m", "tests.bench.bandwidth", device], CHILD_LIMIT)
+    if done.returncode:
+        raise RuntimeError(f"tests.bench.bandwidth ended with {done.returncode}: {done.stderr[-2000:]}")
+    return float(done.stdout)
 
 
 def _install(python: Path, wanted: list[str], unwanted: list[str]) -> str | None:
@@ -232,10 +268,10 @@ def main(asked: Sequence[str]) -> int:
     options = parser.parse_args(asked)
     with tempfile.TemporaryDirectory(prefix="infermesh-bench-") as temporary:
         bench = Bench(options.folder or Path(temporary), options)
-        if options.device == "cpu":
+        if not bench.on_gpu:
             bench.add_foreign()
         found = bench.run()
-        made = figures(found) + ([] if options.quick or options.device != "cpu" else alone(bench.model))
+        made = figures(found, bench.bound) + ([] if options.quick or bench.on_gpu else alone(bench.model))
     for name, reason in bench.skipped.items():
         print(f"skipped {name}: {reason}")
     if options.write:

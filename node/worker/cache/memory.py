@@ -94,11 +94,12 @@ class Memory:
             sequence.leave()
         return not self.damaged
 
-    def lend(self, sequence: Sequence) -> None:
-        """Give a trial room while nobody else has any; what is known does not matter, and nothing is counted."""
+    def lend(self, sequence: Sequence) -> bool:
+        """Give a trial room while no request has any; what is known does not matter, and nothing is counted. False: none left."""
         extent = self._extents.take(len(sequence.tokens))
-        assert extent is not None
-        sequence.enter(extent)
+        if extent is not None:
+            sequence.enter(extent)
+        return extent is not None
 
     def extend(self, sequence: Sequence) -> bool:
         """Make room for all of a running sequence's tokens; False when there is none."""

@@ -32,7 +32,7 @@ class Selection:
 
     @contextmanager
     def of(self, shares: Sequence[Share], device: torch.device) -> Iterator[None]:
-        """For the time of one step over these shares, in their order."""
+        """For the time of one step over these shares, in the order of their rows."""
         rows: dict[int, list[int]] = {}
         begin = 0
         for share in shares:

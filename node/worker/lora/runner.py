@@ -28,9 +28,13 @@ class AdaptedRunner:
         self._runner = runner
         self._selection = selection
 
+    def order(self, shares: Sequence[Share]) -> Sequence[int]:
+        """See Runner."""
+        return self._runner.order(shares)
+
     def run(self, shares: Sequence[Share]) -> Tensor:
         """See Runner."""
-        with self._selection.of(shares, self.device):
+        with self._selection.of([shares[number] for number in self.order(shares)], self.device):
             return self._runner.run(shares)
 
     def reset(self) -> None:

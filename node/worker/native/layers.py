@@ -76,7 +76,7 @@ class NativeLayers:
     def __call__(self, rows: Tensor, turn: Turn, step: StepContext) -> Tensor:
         """See Through."""
         count, arena = len(rows), step.arena
-        if step.pieces or count > MOST_ROWS:
+        if step.pieces or step.lengths or count > MOST_ROWS:
             return self._layers(rows, turn, step)
         room = rows.new_empty(count * self._room)
         self._function(
