@@ -1,7 +1,7 @@
 """Attention over the arena, as a function that Hugging Face modelling code calls in each layer.
 
 1. All tokens of a step stand in one row [1, tokens]: first one token for each decoding sequence, then the prompt pieces one after
-   another, then padding. Linear layers see one matrix; only this function and `node.worker.varlen` know where one sequence ends.
+   another, then padding. Linear layers see one matrix; only this function and `cuda.varlen` know where one sequence ends.
 2. It writes the new keys and values into the arena and lets each token see its own sequence up to itself, and no further back
    than the layer's sliding window.
 3. What it cannot do exactly (masks of the model's own, ...) it refuses by raising `Inexact`: never a nearly right answer.
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface
 
+from node.worker.cuda.varlen import Lengths, look
 from node.worker.native.kernels import found
 from node.worker.scores import Rules
-from node.worker.varlen import Lengths, look
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ class StepContext:
     groups: list[DecodeGroup]
     pieces: list[Piece]
     lengths: list[Lengths] = field(default_factory=list)
-    """Said instead of groups and pieces where attention of variable length looks at all rows; see `node.worker.varlen`."""
+    """Said instead of groups and pieces where attention of variable length looks at all rows; see `node.worker.cuda.varlen`."""
     windows: dict[int, int | None] = field(default_factory=dict)
     """The sliding window of each layer that was run."""
 

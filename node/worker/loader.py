@@ -20,6 +20,7 @@ from mesh.messages.worker import Loading, Ready
 from mesh.version import __version__
 from node.worker.attention import NAME, Inexact
 from node.worker.cache.arena import ArenaShape, arena_shape
+from node.worker.cuda.proof import faster
 from node.worker.device import DeviceInfo, free_memory, pick_device, pick_dtype
 from node.worker.digest import numerics_digest, rounded_digest, weights_digest
 from node.worker.directory import ModelDirectory, open_directory
@@ -31,7 +32,6 @@ from node.worker.intake import Intake
 from node.worker.lora.adapter import read_adapter
 from node.worker.lora.layers import attach
 from node.worker.lora.runner import AdaptedRunner
-from node.worker.proof import faster
 from node.worker.reading import first_line, read_model, read_tokenizer
 from node.worker.runner import Room, Runner, SlotRunner
 from node.worker.suitability import ROUNDED_AGREEMENT, check_configuration, check_model, check_state, probe

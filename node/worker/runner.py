@@ -19,15 +19,15 @@ from node.worker.cache.arena import Arena, ArenaShape
 from node.worker.cache.extents import Extent, Extents
 from node.worker.cache.memory import Memory
 from node.worker.cache.radix import RadixCache
+from node.worker.cuda.varlen import Lengths, Member, numbers
 from node.worker.staging import Staging
-from node.worker.varlen import Lengths, Member, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from node.worker.graphs import Recorded
+    from node.worker.cuda.graphs import Recorded
     from node.worker.scheduler import Share
 
 _logger = logging.getLogger(__name__)
@@ -122,9 +122,9 @@ class SlotRunner:
         self.device: torch.device = model.device
         self.staging = Staging(self.device)
         self.varlen = False
-        """Whether attention is of variable length; see `node.worker.varlen`."""
+        """Whether attention is of variable length; see `node.worker.cuda.varlen`."""
         self.recorded: Recorded | None = None
-        """Computes steps in place of `forward` where steps of single tokens are recorded; see `node.worker.graphs`."""
+        """Computes steps in place of `forward` where steps of single tokens are recorded; see `node.worker.cuda.graphs`."""
 
     def order(self, shares: Sequence[Share]) -> Sequence[int]:
         """See Runner. Attention of variable length wants them by place."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from node.worker.attention import attend
-from node.worker.graphs import heights
+from node.worker.cuda.graphs import heights
 from node.worker.output.choice import computed_only
 from node.worker.runner import LEAST_ROWS
 from node.worker.scheduler import Share

@@ -2,7 +2,7 @@
 
 1. They are tried in their order, each on top of the one before. The first that is refused, raises or differs stays off, with the
    reason in the log, and so do those after it.
-2. What is compared is in `node.worker.probe`.
+2. What is compared is in `node.worker.cuda.probe`.
 3. An error of the device may end this process, and would end the next: while something is tried a mark lies in the cache folder,
    and what left its mark there is not tried before somebody deletes it.
 """
@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from mesh.errors import Misconfigured
+from node.worker.cuda.graphs import CudaRecorder, Recorded, heights
+from node.worker.cuda.marks import Marks
+from node.worker.cuda.probe import computed
+from node.worker.cuda.varlen import refusal
 from node.worker.folders import cache_folder
-from node.worker.graphs import CudaRecorder, Recorded, heights
-from node.worker.marks import Marks
-from node.worker.probe import computed
 from node.worker.reading import first_line
 from node.worker.runner import LEAST_ROWS
 from node.worker.suitability import AGREEMENT, difference
-from node.worker.varlen import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from node.worker.graphs import Recorder
+    from node.worker.cuda.graphs import Recorder
     from node.worker.runner import SlotRunner
 
 _logger = logging.getLogger(__name__)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from node.worker import loader, varlen
+from node.worker import loader
+from node.worker.cuda import varlen
+from node.worker.cuda.graphs import WARM_UPS, CudaRecorder, Recorded, Recorder, heights
 from node.worker.fused.way import modules
-from node.worker.graphs import WARM_UPS, CudaRecorder, Recorded, Recorder, heights
-from tests.node.worker.by_lengths import Again, varlen_attn
+from tests.node.worker.cuda.by_lengths import Again, varlen_attn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

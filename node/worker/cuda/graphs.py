@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from node.worker.attention import StepContext
+from node.worker.cuda.varlen import Lengths, Member, numbers
 from node.worker.device import is_out_of_memory
-from node.worker.varlen import Lengths, Member, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from mesh.errors import Misconfigured
-from node.worker import loader, proof, varlen
+from node.worker import loader
+from node.worker.cuda import proof, varlen
+from node.worker.cuda.marks import Marks
+from node.worker.cuda.probe import computed
+from node.worker.cuda.proof import Graphs, Varlen, faster, prove
 from node.worker.fused.way import modules
 from node.worker.loader import Options, load
-from node.worker.marks import Marks
-from node.worker.probe import computed
-from node.worker.proof import Graphs, Varlen, faster, prove
-from tests.node.worker.by_lengths import Again, varlen_attn
+from tests.node.worker.cuda.by_lengths import Again, varlen_attn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,10 +146,11 @@ def test_nothing_to_compare_with_is_nothing_to_turn_on(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from node.worker import loader, proof, varlen
+from node.worker import loader
+from node.worker.cuda import proof, varlen
 from node.worker.fused.way import modules
 from node.worker.loader import Options, load
-from node.worker.marks import Marks
+from node.worker.cuda.marks import Marks
 
 proof.refusal = lambda *_: None
 varlen.kernel = lambda: lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)

@@ -11,17 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from node.worker import varlen
 from node.worker.attention import Inexact, StepContext, attend, slot_attention
 from node.worker.cache.arena import ArenaShape
+from node.worker.cuda import varlen
 from node.worker.loader import Options, load
 from node.worker.output.choice import computed_only
 from node.worker.runner import Room, SlotRunner
 from node.worker.scheduler import Share
 from node.worker.sequence import Sequence
 from tests.node.worker.adapters import save_adapter
-from tests.node.worker.by_lengths import varlen_attn
 from tests.node.worker.conftest import Driver
+from tests.node.worker.cuda.by_lengths import varlen_attn
 
 if TYPE_CHECKING:
     from pathlib import Path

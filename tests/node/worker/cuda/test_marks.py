@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from node.worker.marks import Marks
+from node.worker.cuda.marks import Marks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TRYING = """
 import sys
 from pathlib import Path
-from node.worker.marks import Marks
+from node.worker.cuda.marks import Marks
 
 with Marks(Path(sys.argv[1]), "torch", "GPU").trying("varlen"):
     print("trying", flush=True)

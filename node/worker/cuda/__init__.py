@@ -1,0 +1,1 @@
+"""Faster ways on GPUs of NVIDIA, each used where it proves right."""
