@@ -22,7 +22,7 @@ from mesh.errors import Misconfigured
 from mesh.messages.worker import Abort, Doze, Dozed, Loading, Refusal, Step, Submit
 from node.fan_out import FanOut
 from node.worker.heap import keep_freed
-from node.worker.protocol import NodeConnection
+from node.worker.protocol import NodeConnection, end_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _logger.error("%s", error)  # noqa: TRY400 - the message says it all
         connection.send(Refusal(message=error.message))
         connection.flush(GOODBYE)
-        sys.exit(2)
-    _serve(engine, connection)
+        end_process(2)
+    else:
+        _serve(engine, connection)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ import os
 import queue
 import select
 import socket
+import sys
 import threading
 import time
 from enum import Enum
@@ -50,9 +51,10 @@ class _Signal(Enum):
     END = 2
 
 
-def end_process() -> None:
-    """Leave without clean-up: torch may be in the middle of anything."""
-    os._exit(0)
+def end_process(code: int = 0) -> None:
+    """Leave without clean-up: torch may be in the middle of anything, and Python may crash on threads that still run."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class NodeConnection:
