@@ -54,7 +54,7 @@ async def read_stream(
 
 async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat: Any) -> None:
     gateway = await fleet.gateway("--no-mdns", "--strategy", "least_loaded")
-    first = await fleet.node("--no-mdns", "--bootstrap", gateway.address)
+    nodes: list[Any] = []
     outcomes: list[str] = []
     texts: list[str] = []
     statuses: list[int] = []
@@ -63,7 +63,18 @@ async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat:
     async def ready(count: int) -> bool:
         return len(await ready_nodes(http, gateway.url, DEMO)) == count
 
-    await until(lambda: ready(1))
+    async def start() -> None:
+        nodes.append(await fleet.node("--no-mdns", "--bootstrap", gateway.address))
+
+    async def running(node: Any) -> int:
+        peers = (await http.get(f"{gateway.url}/v1/mesh/peers")).json()["peers"]
+        return sum(each["running"] for peer in peers if peer["peer_id"] == node.ready["peer_id"] for each in peer["models"])
+
+    async with trio.open_nursery() as starting:
+        starting.start_soon(start)
+        starting.start_soon(start)
+    first, second = nodes
+    await until(lambda: ready(2))
 
     async def stream(started: trio.Event) -> None:
         body = chat(DEMO, "Tell me a long story.", stream=True, max_tokens=400, temperature=1.5, seed=11)
@@ -85,15 +96,12 @@ async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat:
             streams.start_soon(stream, event)
         for event in begun:
             await event.wait()
-        # All eight run on the first node; only now the stand-by appears.
-        second = await fleet.node("--no-mdns", "--bootstrap", gateway.address)
-        await until(lambda: ready(2))
+        await until(lambda: running(first))
+        worker = first.worker()
+        worker.kill()
         async with trio.open_nursery() as watchers:
             watchers.start_soon(watch_health)
             watchers.start_soon(new_requests)
-            await trio.sleep(0.3)
-            worker = first.worker()
-            worker.kill()
             await until(lambda: 503 in statuses)
             await until(lambda: statuses[-1] == 200, limit=60)
             await until(lambda: ready(2))
