@@ -94,16 +94,24 @@ class Functions:
         )  # fmt: skip
 
 
-@functools.cache
 def functions(dtype: torch.dtype) -> Functions:
     """Made once. Raises Unavailable."""
-    return Functions(dtype)
+    made = _made(dtype)
+    if isinstance(made, Unavailable):
+        raise Unavailable(str(made))
+    return made
+
+
+def found(dtype: torch.dtype) -> Functions | None:
+    """The same, or None."""
+    made = _made(dtype)
+    return None if isinstance(made, Unavailable) else made
 
 
 @functools.cache
-def found(dtype: torch.dtype) -> Functions | None:
-    """The same, or None."""
+def _made(dtype: torch.dtype) -> Functions | Unavailable:
+    """What cannot be compiled is not tried again in this process."""
     try:
-        return functions(dtype)
-    except Unavailable:
-        return None
+        return Functions(dtype)
+    except Unavailable as reason:
+        return reason

@@ -35,7 +35,7 @@ static inline float exponential(float x) {
     float whole = rintf(x * 1.44269504f);
     float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     float y = 1.0f + rest * (1.0f + rest * (0.5f + rest * (0.166666657f + rest * (4.16657962e-2f + rest * (8.33345205e-3f + rest * 1.39814872e-3f)))));
-    int32_t bits = ((int32_t)whole + 127) << 23;
+    int32_t bits = ((int32_t)(x == x ? whole : 0.0f) + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
     return y * power;

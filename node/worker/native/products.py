@@ -31,11 +31,22 @@ _BINARY = {"mul": _TIMES, "add": _PLUS}
 _POINTER, _INTEGER, _CHOICE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
-@functools.cache
 def _functions(dtype: torch.dtype) -> ctypes.CDLL:
+    made = _made(dtype)
+    if isinstance(made, Unavailable):
+        raise Unavailable(str(made))
+    return made
+
+
+@functools.cache
+def _made(dtype: torch.dtype) -> ctypes.CDLL | Unavailable:
+    """What cannot be compiled is not tried again in this process."""
     if dtype not in TYPES:
-        raise Unavailable(f"there are no products for {dtype}")
-    made = library("products", f"TYPE={TYPES[dtype]}")
+        return Unavailable(f"there are no products for {dtype}")
+    try:
+        made = library("products", f"TYPE={TYPES[dtype]}")
+    except Unavailable as reason:
+        return reason
     made.product.argtypes = [*[_POINTER] * 5, *[_INTEGER] * 3, *[_CHOICE] * 2]
     made.product.restype = None
     return made

@@ -126,7 +126,7 @@ def test_a_model_without_kernels_runs_on_torch(
     variable: str, value: str, reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(variable, value)
-    caches = (kernels.functions, kernels.found, products._functions)
+    caches = (kernels._made, products._made)
     for each in caches:
         each.cache_clear()
     caplog.set_level("INFO")

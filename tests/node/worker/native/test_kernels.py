@@ -140,9 +140,7 @@ def test_threads_change_no_bit() -> None:
 def test_a_norm_is_that_of_torch(dtype: torch.dtype, size: int, count: int, threads: int) -> None:
     rows, weight = numbers(count, 2 * size, seed=1, dtype=dtype)[:, :size], numbers(size, seed=2, dtype=dtype)
     found = native(dtype, SHAPES[0]).norm(rows, weight, 1e-6)
-    torch.testing.assert_close(
-        found, TorchKernels().norm(rows, weight, 1e-6), atol=1e-6, rtol=1e-2 if dtype != torch.float32 else 1e-5
-    )
+    torch.testing.assert_close(found, TorchKernels().norm(rows, weight, 1e-6), atol=1e-6, rtol=BOUND[dtype])
 
 
 @both_types
