@@ -92,7 +92,8 @@ class Two:
         total = 0
         for node in self.nodes.values():
             (model,) = (await self._http.get(f"{node.url}/info")).json()["models"]
-            total += model["metrics"]["engine"]["total_tokens_generated"]
+            # A worker tells every second; before that nobody knows.
+            total += model["metrics"]["engine"]["total_tokens_generated"] if model["metrics"] else 0
         return total
 
 

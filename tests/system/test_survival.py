@@ -112,11 +112,13 @@ async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat:
     assert outcomes == ["done"] * 8
     await stream(trio.Event())
     assert len(set(texts)) == 1, "all as the last one, which nothing disturbed"
-    served = set()
-    for _ in range(12):
+
+    async def answers_again() -> bool:
         answer = await http.post(f"{gateway.url}/v1/chat/completions", json=chat(DEMO, max_tokens=4))
-        served.add(answer.headers["x-infermesh-node"])
-    assert first.ready["peer_id"] in served, "the replacement serves again"
+        return bool(answer.headers["x-infermesh-node"] == first.ready["peer_id"])
+
+    # Not at once: a heartbeat may still count the request that was given up with its client.
+    await until(answers_again)
     assert second.ready["peer_id"]
 
 
