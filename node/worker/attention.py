@@ -173,10 +173,8 @@ def _attend_written(step: StepContext, layer: int, query: Tensor, rules: Rules) 
     out = query.new_zeros(query.shape)
     native = found(query.dtype) if rules.plain and query.device.type == "cpu" else None
     if native is not None and native.suits(query.shape[1], len(keys), query.shape[2]):
-        scaling = query.shape[2] ** -0.5 if rules.scaling is None else rules.scaling
-        native.look(
-            out, query, keys, values, step.places, step.positions, count=step.decoding, window=rules.window, scaling=scaling
-        )
+        scaling, window = rules.scale(query.shape[2]), rules.window
+        native.look(out, query, keys, values, step.places, step.positions, count=step.decoding, window=window, scaling=scaling)
     else:
         for group in step.groups:
             out[group.rows] = _decode(query[group.rows], keys, values, group, rules)

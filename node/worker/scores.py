@@ -30,6 +30,10 @@ class Rules:
         """Torch's own function computes it."""
         return self.softcap is None and self.sinks is None
 
+    def scale(self, size: int) -> float:
+        """What scores are multiplied with, for heads of this size."""
+        return size**-0.5 if self.scaling is None else self.scaling
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Query [batch, groups, rows, dim]; `mask` is True where a row may look, or added to the scores; None:
         every row looks up to itself.
@@ -38,8 +42,7 @@ class Rules:
         """
         if self.plain:
             return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scaling)
-        scaling = self.scaling if self.scaling is not None else query.shape[-1] ** -0.5
-        scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
+        scores = torch.matmul(query, key.transpose(-1, -2)).float() * self.scale(query.shape[-1])
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         if mask is None:

@@ -73,7 +73,7 @@ async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat:
     async with trio.open_nursery() as starting:
         starting.start_soon(start)
         starting.start_soon(start)
-    first, second = nodes
+    first, _ = nodes
     await until(lambda: ready(2))
 
     async def stream(started: trio.Event) -> None:
@@ -119,7 +119,6 @@ async def test_worker_killed_under_load(fleet: Any, http: Any, until: Any, chat:
 
     # Not at once: a heartbeat may still count the request that was given up with its client.
     await until(answers_again)
-    assert second.ready["peer_id"]
 
 
 async def test_node_killed_before_its_first_token(fleet: Any, http: Any, until: Any, chat: Any) -> None:

@@ -15,6 +15,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -102,17 +103,29 @@ def _compile(source: Path, command: list[str], kept: Path) -> None:
     draft = Path(path)
     _logger.info("compiling %s for this processor", source.name)
     try:
-        done = subprocess.run(
-            [*command, str(source), "-o", str(draft), "-lm"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise Unavailable(f"{command[0]} cannot compile {source.name}: {_last(done.stderr)}")
+        code, errors = _run([*command, str(source), "-o", str(draft), "-lm"])
+        if code:
+            raise Unavailable(f"{command[0]} cannot compile {source.name}: {_last(errors)}")
         draft.replace(kept)
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"{command[0]} took more than {PATIENCE:.0f} s for {source.name}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """The exit status, and what it complained about. Raises TimeoutExpired."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        process_group=0,
+    ) as running:  # fmt: skip
+        try:
+            _, errors = running.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            # A compiler is several processes, and each of them holds the pipe open.
+            os.killpg(running.pid, signal.SIGKILL)
+            raise
+    return running.returncode, errors
 
 
 def _last(text: str) -> str:

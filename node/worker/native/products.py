@@ -114,7 +114,7 @@ def _address(packed: Tensor, weight: Tensor) -> int:
         raise Unavailable(f"oneDNN makes {size} bytes of {weight.nbytes}")
     memory = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype)
     found = memory.view(-1, inputs // together, PANEL, together)
-    expected = weight.detach().view(-1, PANEL, inputs // together, together).transpose(1, 2)
+    expected = weight.detach().reshape(-1, PANEL, inputs // together, together).transpose(1, 2)
     if not all(torch.equal(found[panel], expected[panel]) for panel in (0, -1)):
         raise Unavailable("oneDNN lays weights out in another way")
     return address

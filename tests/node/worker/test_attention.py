@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from node.worker import attention
-from node.worker.attention import DecodeGroup, StepContext, attend
+from node.worker.attention import StepContext, attend
 from node.worker.cache.arena import Arena, ArenaShape
+from tests.node.worker.decoding import decoding_group
 
 HEADS, KV_HEADS, DIM, CAPACITY = 6, 2, 16, 32
 # Out of order, with extents of nobody between them, and of many lengths.
@@ -29,15 +30,7 @@ def step(dtype: torch.dtype, rows: slice) -> StepContext:
     for tensor in (arena.keys, arena.values):
         tensor.copy_(torch.randn(tensor.shape, generator=source))
     extents, positions = EXTENTS[rows], POSITIONS[rows]
-    group = DecodeGroup(
-        base=0,
-        capacity=CAPACITY,
-        rows=torch.arange(len(extents)),
-        extents=torch.tensor(extents),
-        positions=torch.tensor(positions),
-        span=1 + max(extents),
-        reach=1 + max(positions),
-    )
+    group = decoding_group(CAPACITY, extents, positions)
     places = torch.tensor([CAPACITY * extent + place for extent, place in zip(extents, positions, strict=True)])
     return StepContext(arena=arena, places=places, positions=torch.tensor(positions), groups=[group], pieces=[])
 

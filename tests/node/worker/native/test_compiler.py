@@ -65,9 +65,9 @@ def test_another_source_header_or_compiler_is_another_library(cache: Path, sourc
 
 def test_workers_that_compile_at_once_do_not_meet(cache: Path, source: Path) -> None:
     script = (
-        "import sys\nfrom node.worker.native import compiler\n"
+        "import sys\nfrom node.worker.native import compiler\nfrom node.worker.native.compiler import library\n"
         f"compiler.__file__ = {str(source.parent / 'compiler.py')!r}\n"
-        "sys.exit(compiler.library('small', 'VALUE=7').answer())"
+        "sys.exit(library('small', 'VALUE=7').answer())"
     )
     running = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(3)]
     assert [each.wait() for each in running] == [7, 7, 7]
@@ -89,7 +89,8 @@ def test_what_cannot_be_compiled_says_why_and_leaves_nothing(cache: Path, source
 
 def test_a_compiler_that_does_not_end_is_ended(cache: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = source.parent / "slow-cc"
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    # A driver whose own child holds the output open.
+    slow.write_text("#!/bin/sh\nsleep 60 &\nwait\n")
     slow.chmod(0o755)
     monkeypatch.setenv("CC", str(slow))
     monkeypatch.setattr(compiler, "PATIENCE", 0.3)

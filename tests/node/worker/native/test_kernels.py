@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import torch
 
 from node.worker import attention as attention_module
-from node.worker.attention import DecodeGroup, Piece, StepContext
+from node.worker.attention import Piece, StepContext
 from node.worker.cache.arena import Arena, ArenaShape
 from node.worker.fused.kernels import Attention, Heads, Kernels, NativeKernels, TorchKernels, Turn
 from node.worker.native.compiler import Unavailable
 from node.worker.native.kernels import LARGEST_HEAD, MOST_SHARED
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.node.worker.decoding import decoding_group
 
 CAPACITY = 256
 EXTENTS = [4, 0, 7, 2, 5]
@@ -36,14 +32,6 @@ def native(dtype: torch.dtype, heads: Heads) -> NativeKernels:
         pytest.skip(str(reason))
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def numbers(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -56,15 +44,7 @@ def step(heads: Heads, dtype: torch.dtype, rows: list[int], *, piece: bool) -> S
     arena.values.copy_(numbers(*arena.values.shape, seed=6, dtype=dtype))
     extents, positions = [EXTENTS[row] for row in rows], [POSITIONS[row] for row in rows]
     places = [CAPACITY * extent + position for extent, position in zip(extents, positions, strict=True)]
-    group = DecodeGroup(
-        base=0,
-        capacity=CAPACITY,
-        rows=torch.arange(len(rows)),
-        extents=torch.tensor(extents),
-        positions=torch.tensor(positions),
-        span=1 + max(extents),
-        reach=1 + max(positions),
-    )
+    group = decoding_group(CAPACITY, extents, positions)
     pieces = [Piece(8 * CAPACITY, len(rows), PIECE, PAST)] if piece else []
     if piece:
         places += range(8 * CAPACITY + PAST, 8 * CAPACITY + PAST + PIECE)
@@ -78,6 +58,14 @@ def step(heads: Heads, dtype: torch.dtype, rows: list[int], *, piece: bool) -> S
     )
 
 
+def turn_at(positions: torch.Tensor, size: int, dtype: torch.dtype) -> Turn:
+    angles = positions[:, None] * torch.linspace(1, 0.01, size // 2)
+    return Turn(
+        torch.cat([angles.cos()] * 2, -1)[:, None].to(dtype),
+        torch.cat([-angles.sin(), angles.sin()], -1)[:, None].to(dtype),
+    )
+
+
 def attended(
     kernels: Kernels, heads: Heads, dtype: torch.dtype, rows: list[int], *, window: int | None = None, normed: bool = True,
     piece: bool = False,
@@ -88,11 +76,7 @@ def attended(
     chosen = every[rows + list(range(len(EXTENTS), len(EXTENTS) + len(positions) - len(rows)))]
     norm = numbers(heads.turned, heads.size, seed=8, dtype=dtype) if normed else None
     attention = Attention(layer=0, heads=heads, norm=norm, epsilon=1e-5, scaling=0.2, window=window)
-    angles = positions[:, None] * torch.linspace(1, 0.01, heads.size // 2)
-    turn = Turn(
-        torch.cat([angles.cos()] * 2, -1)[:, None].to(dtype),
-        torch.cat([-angles.sin(), angles.sin()], -1)[:, None].to(dtype),
-    )
+    turn = turn_at(positions, heads.size, dtype)
     with torch.inference_mode():
         return kernels.attend(chosen.clone(), attention, turn, context), context.arena
 
@@ -154,11 +138,7 @@ def test_what_is_not_finite_stays_so_and_hurts_nobody_else(dtype: torch.dtype, v
     context.arena.keys[0, :, CAPACITY * EXTENTS[0] + 3] = value
     every = numbers(len(EXTENTS) + PIECE + 1, (heads.queries + 2 * heads.keys) * heads.size, seed=7, dtype=dtype)
     attention = Attention(layer=0, heads=heads, norm=None, epsilon=1e-5, scaling=0.2, window=None)
-    angles = positions[:, None] * torch.linspace(1, 0.01, heads.size // 2)
-    turn = Turn(
-        torch.cat([angles.cos()] * 2, -1)[:, None].to(dtype),
-        torch.cat([-angles.sin(), angles.sin()], -1)[:, None].to(dtype),
-    )
+    turn = turn_at(positions, heads.size, dtype)
     broken = kernels.attend(every[[0, 1, 2, 5]], attention, turn, context)
     assert not bool(broken[0].isfinite().all())
     assert torch.equal(broken[1:3], whole[1:3])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from node.worker.attention import DecodeGroup, Piece, StepContext
+from node.worker.attention import Piece, StepContext
 from node.worker.cache.arena import Arena, ArenaShape
 from node.worker.fused.decoder import Decoder, heads_of
 from node.worker.fused.int8 import Quantized, quantizes
@@ -19,21 +19,10 @@ from node.worker.fused.way import fastest
 from node.worker.native.compiler import Unavailable
 from node.worker.native.layers import NativeLayers
 from node.worker.native.products import MOST_ROWS, Native
+from tests.node.worker.decoding import decoding_group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from node.worker.fused.layers import Layers, Through
-
-
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"], autouse=True)
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    try:
-        Native(request.param)
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made: torch.dtype = request.param
-    return made
 
 
 SIZES: dict[str, Any] = {
@@ -88,15 +77,7 @@ def step(rows: int, padding: int, dtype: torch.dtype, *, piece: bool) -> tuple[t
         tensor.copy_(torch.randn(tensor.shape, generator=source))
     positions = [(7 * row) % CAPACITY for row in range(rows)]
     places = [row * CAPACITY + position for row, position in enumerate(positions)]
-    group = DecodeGroup(
-        base=0,
-        capacity=CAPACITY,
-        rows=torch.arange(rows),
-        extents=torch.arange(rows),
-        positions=torch.tensor(positions),
-        span=rows,
-        reach=1 + max(positions),
-    )
+    group = decoding_group(CAPACITY, list(range(rows)), positions)
     pieces = [Piece(MANY * CAPACITY, rows, padding, 3)] if piece else []
     places += range(MANY * CAPACITY + 3, MANY * CAPACITY + 3 + padding) if piece else [arena.scrap] * padding
     tokens = torch.randint(0, 128, (rows + padding,), generator=source)
@@ -110,15 +91,7 @@ def step(rows: int, padding: int, dtype: torch.dtype, *, piece: bool) -> tuple[t
     return tokens, context, torch.arange(rows + padding * piece)
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize(
     ("rows", "padding", "piece", "whole"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -11,28 +11,10 @@ from node.worker.fused.linear import Packed, Plain
 from node.worker.native.compiler import Unavailable
 from node.worker.native.products import MOST_ROWS, FewRows, Native
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 BOUND = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 
 
-@pytest.fixture(autouse=True, params=list(BOUND), ids=["float32", "bfloat16"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    try:
-        Native(request.param)
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made: torch.dtype = request.param
-    return made
-
-
-@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def matrices(rows: int, dtype: torch.dtype, *, inputs: int = 192, outputs: int = 320) -> tuple[torch.Tensor, ...]:
